@@ -1,0 +1,41 @@
+# Everything runs in .venv, which the first target that needs it builds.
+# It is built anew when pyproject.toml or constraints.txt change.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow lint bench clean
+help:            ## what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Batchloom needs Python 3.11 or newer and found none. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[plan,dev]'
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/batchloom
+	touch $@
+
+setup: $(STAMP)  ## build .venv
+
+demo: $(STAMP)   ## the whole chain on real data
+	@$(BIN)/batchloom demo --out demo-out
+
+test: $(STAMP)   ## the tests, under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the long tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)   ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is missed
+	$(BIN)/python benchmarks/foundation.py --check
+
+clean:           ## remove what the other targets made
+	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -1,0 +1,13 @@
+from .dataset import Dataset as Dataset
+from .dataset import open_dataset as open_dataset
+from .errors import BatchloomError as BatchloomError
+from .manifest import Manifest as Manifest
+from .manifest_writer import ManifestWriter as ManifestWriter
+from .plan import BatchPlan as BatchPlan
+from .plan import MicroBatch as MicroBatch
+from .plan import Ragged as Ragged
+from .plan import Selection as Selection
+from .plan import SideColumn as SideColumn
+from .series import Series as Series
+from .series import open_plan as open_plan
+from .snapshot import Snapshot as Snapshot

@@ -1,0 +1,63 @@
+"""Committing a directory: whole or not at all.
+
+Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
+process that dies leaves the target absent and a ``.<name>.staging-<random>`` directory, which no
+reader looks at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .storage import storing
+
+__all__ = ["publish", "staging", "sync_directory", "write_synced"]
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Make a staging directory beside `target`; gone when the block ends, unless published."""
+    with storing("Preparing the target", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.parent / f".{target.name}.staging-{uuid.uuid4().hex[:12]}"
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> bool:
+    """Rename `folder` to `target`, over nothing or an empty directory; False where it is taken."""
+    with storing("Committing", target):
+        sync_directory(folder)
+        try:
+            folder.rename(target)
+        except OSError:
+            if target.exists():
+                return False
+            raise
+        sync_directory(target.parent)
+    return True
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(folder: Path) -> None:
+    """Flush a directory's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

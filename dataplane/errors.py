@@ -1,0 +1,143 @@
+"""Every error that Batchloom raises on purpose.
+
+One tree under `BatchloomError`. A message says what is wrong, where, what was expected and found,
+and what to do next; it is one sentence where one is enough. ``exit_code`` is what the command line
+ends with.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BatchloomError",
+    "ColumnTypeError",
+    "DatasetChangedError",
+    "DatasetError",
+    "EngineError",
+    "FragmentCorruptError",
+    "InvalidValueError",
+    "JobSpecError",
+    "ManifestConflictError",
+    "ManifestCorruptError",
+    "ManifestError",
+    "ManifestVersionError",
+    "MissingColumnError",
+    "MissingExtraError",
+    "ParameterError",
+    "ResumeMismatchError",
+    "RowIdError",
+    "SchemaDriftError",
+    "SelectionError",
+    "StorageError",
+    "WorldSizeError",
+    "nearest",
+]
+
+
+class BatchloomError(Exception):
+    """Base of all errors below."""
+
+    exit_code = 1
+
+
+class ParameterError(BatchloomError, ValueError):
+    """A parameter is out of its range or of the wrong type."""
+
+    exit_code = 2
+
+
+class JobSpecError(BatchloomError, ValueError):
+    """A job file or a combination of options does not make a job."""
+
+    exit_code = 2
+
+
+class MissingExtraError(BatchloomError, ImportError):
+    """A verb needs packages of an extra that is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the packages of the extra '{extra}': pip install 'batchloom[{extra}]'."
+        )
+
+
+class StorageError(BatchloomError, OSError):
+    """A file cannot be read or written: permission, full disk, read-only target."""
+
+
+class DatasetError(BatchloomError):
+    """A dataset cannot be opened as it was named."""
+
+
+class FragmentCorruptError(DatasetError):
+    """A data file is truncated, damaged or not of its format."""
+
+
+class SchemaDriftError(DatasetError):
+    """Fragments disagree about a column."""
+
+
+class MissingColumnError(DatasetError, KeyError):
+    """A column that does not exist was asked for."""
+
+    __str__ = Exception.__str__  # KeyError would print the repr of the message
+
+
+class ColumnTypeError(DatasetError, TypeError):
+    """A column is of a type that cannot be used for this."""
+
+
+class InvalidValueError(DatasetError, ValueError):
+    """Values that cannot be used, such as NaN in an embedding."""
+
+
+class DatasetChangedError(DatasetError):
+    """A dataset is not the one that a plan or a snapshot was made from."""
+
+
+class RowIdError(BatchloomError, ValueError):
+    """A row id that no fragment holds, or that no signed 64-bit integer can carry."""
+
+
+class SelectionError(BatchloomError, ValueError):
+    """A selection, grouping or batching that cannot be made from these rows."""
+
+
+class ManifestError(BatchloomError):
+    """Base of the manifest's errors."""
+
+
+class ManifestCorruptError(ManifestError):
+    """A manifest's bytes are not what its hashes say."""
+
+
+class ManifestVersionError(ManifestError):
+    """A manifest was written by a newer format than this reader knows."""
+
+
+class ManifestConflictError(ManifestError, FileExistsError):
+    """The target holds another manifest already."""
+
+
+class ResumeMismatchError(BatchloomError, ValueError):
+    """A loader state does not belong to this plan."""
+
+
+class WorldSizeError(BatchloomError, ValueError):
+    """A plan cannot be dealt to that many ranks."""
+
+    exit_code = 2
+
+
+class EngineError(BatchloomError):
+    """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known word, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,114 @@
+"""The messages of Arrow IPC streams and files, read without their bodies.
+
+A stream is a run of encapsulated messages: ``FF FF FF FF``, an int32 metadata size, that many bytes
+of metadata (a flatbuffer), then the body. A file is a stream with a footer that lists the record
+batches' places. pyarrow decodes the bodies to tell how many rows they hold; here only the metadata
+is touched, so that counting and fingerprinting large or compressed files is cheap. (Arrow columnar
+format, "Encapsulated message format" and "IPC File Format".)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Block", "StreamMessage", "file_blocks", "file_rows", "walk_stream"]
+
+_CONTINUATION = b"\xff\xff\xff\xff"
+_RECORD_BATCH = 3
+
+
+@dataclass(frozen=True)
+class StreamMessage:
+    """Metadata bytes of one message; `rows` is None unless it is a record batch."""
+
+    metadata: bytes
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one record batch of an IPC file stands: `metadata` bytes, then `body` bytes."""
+
+    offset: int
+    metadata: int
+    body: int
+
+
+def file_blocks(footer: bytes) -> list[Block]:
+    """Return the record batches that an IPC file's footer lists (``Footer``, field 3)."""
+    (root,) = struct.unpack_from("<I", footer, 0)
+    slot = _slot(footer, root, 3)
+    if slot is None:
+        return []
+    vector = slot + struct.unpack_from("<I", footer, slot)[0]
+    (count,) = struct.unpack_from("<I", footer, vector)
+    return [Block(*struct.unpack_from("<qi4xq", footer, vector + 4 + 24 * i)) for i in range(count)]
+
+
+def file_rows(file: Any, footer: bytes) -> list[int]:
+    """Return the rows of each record batch of an IPC file."""
+    rows = []
+    for block in file_blocks(footer):
+        file.seek(block.offset)
+        metadata = bytes(file.read(block.metadata))
+        skip = 8 if metadata[:4] == _CONTINUATION else 4
+        rows.append(_rows_and_body(metadata[skip:])[0] or 0)
+    return rows
+
+
+def walk_stream(file: Any, size: int) -> Iterator[StreamMessage]:
+    """Yield the messages of a stream of `size` bytes; raise ValueError where it is cut."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        prefix = bytes(file.read(8))
+        if len(prefix) < 8:
+            raise ValueError(f"the stream ends inside a message prefix at byte {position}")
+        if prefix[:4] != _CONTINUATION:
+            raise ValueError(f"no message starts at byte {position}")
+        (length,) = struct.unpack_from("<i", prefix, 4)
+        if length == 0:
+            return  # end-of-stream marker
+        metadata = bytes(file.read(length)) if length > 0 else b""
+        if len(metadata) != length:
+            raise ValueError(f"the stream ends inside the metadata of the message at {position}")
+        try:
+            rows, body = _rows_and_body(metadata)
+        except struct.error:
+            raise ValueError(f"the metadata of the message at byte {position} is damaged") from None
+        position += 8 + length + body
+        if body < 0 or position > size:
+            raise ValueError("the stream ends inside a message body")
+        yield StreamMessage(metadata, rows)
+
+
+def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:
+    """Read a flatbuffer ``Message``: field 1 header type, 2 header, 3 body length."""
+    (root,) = struct.unpack_from("<I", metadata, 0)
+    kind = _field(metadata, root, 1, "<B") or 0
+    body = _field(metadata, root, 3, "<q") or 0
+    if kind != _RECORD_BATCH:
+        return None, body
+    slot = _slot(metadata, root, 2)
+    if slot is None:
+        return 0, body
+    header = slot + struct.unpack_from("<I", metadata, slot)[0]
+    return _field(metadata, header, 0, "<q") or 0, body
+
+
+def _slot(data: bytes, table: int, index: int) -> int | None:
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    (vtable_size,) = struct.unpack_from("<H", data, vtable)
+    entry = 4 + 2 * index
+    if entry >= vtable_size:
+        return None
+    (offset,) = struct.unpack_from("<H", data, vtable + entry)
+    return table + offset if offset else None
+
+
+def _field(data: bytes, table: int, index: int, code: str) -> int | None:
+    slot = _slot(data, table, index)
+    return None if slot is None else int(struct.unpack_from(code, data, slot)[0])

@@ -1,0 +1,283 @@
+"""Counter-based random numbers: every draw is a pure function of what it is for.
+
+A draw is keyed by (seed, stream, epoch, counter). The counter is a row id (or a cluster, a batch):
+so a row's draw is the same whatever else is in the dataset, in whatever partition it is computed,
+on whatever machine, and no generator state exists that could be lost or shared.
+
+**Key.** With G = 0x9E3779B97F4A7C15 and ``mix`` the finaliser of splitmix64 (Steele, Lea and
+Flood, OOPSLA 2014), all modulo 2**64::
+
+    base = mix(mix(mix(seed + G) ^ (stream * G + G)) ^ (epoch * G + G))
+    key  = mix(mix(base + counter * G))
+
+**Choice** of exactly n of N: the n rows with the smallest (key, row id). It is found by a histogram
+of the keys' top 16 bits, which partitions can sum up, and a sort of the one bin that holds the
+n-th; see `choose` and, for partitions, `key_histogram`, `choice_bin`, `choice_threshold`.
+
+**Permutation** π of n positions: below 65,536 a stable argsort of the keys of the positions;
+otherwise ``feistel8-v1``: a generalised Feistel network over Z_a × Z_b with a = ceil(sqrt(n)),
+b = ceil(n/a), eight rounds, walking the cycle while the result is not below n. A position x is
+(L, R) = (x // b, x % b); round i = 0..7 adds, modulo the half's size, ``(mix(other ^ k_i) >> 32) *
+size >> 32`` to L when i is even, to R when i is odd; the round keys are ``k_i = key`` with counter
+i over the base ``mix(base ^ FEISTEL)``. Any position of a billion is found in constant time and
+memory.
+
+All of it has two forms with the same bits: numpy, and compiled by numba for large inputs
+(`kernels`). ``BATCHLOOM_NUMBA=0`` turns the second off.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from enum import IntEnum
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ParameterError
+
+__all__ = [
+    "SMALL_PERMUTATION",
+    "Permutation",
+    "Stream",
+    "base_key",
+    "choice_bin",
+    "choice_threshold",
+    "choose",
+    "compiled_kernels",
+    "exact_share",
+    "hash_values",
+    "key_histogram",
+    "keys",
+    "mix64",
+    "uniform",
+]
+
+U64 = npt.NDArray[np.uint64]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL1, _MUL2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_FEISTEL = 0xF815_7E11_0B10_0003  # separates the round keys from the rows' keys
+_G, _M1, _M2 = np.uint64(_GOLDEN), np.uint64(_MUL1), np.uint64(_MUL2)
+
+SMALL_PERMUTATION = 65_536
+"""Below this a permutation is a sort of keys: a Feistel network reaches too few of n! orders."""
+
+LARGEST_PERMUTATION = 10**12
+"""Above this the multiply-high reduction would bias the rounds."""
+
+_COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
+
+
+class Stream(IntEnum):
+    """What a draw is for. Every use has its own number; numbers are never reused."""
+
+    SETA_KEEP = 1
+    INFOBATCH_KEEP = 2
+    ANNEAL_KEEP = 3
+    ORDER = 4
+    SPLIT = 5
+    KMEANS_SAMPLE = 6
+    KMEANS_INIT = 7
+    STRATUM_OFFSET = 8
+    CLUSTER_ORDER = 9
+    BATCH_ORDER = 10
+    AUGMENT = 11
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * _MUL1) & _MASK
+    x = ((x ^ (x >> 27)) * _MUL2) & _MASK
+    return x ^ (x >> 31)
+
+
+def mix64(x: U64) -> U64:
+    """Return splitmix64's finaliser of each number: a bijection on 64-bit integers."""
+    x = x ^ (x >> np.uint64(30))
+    x *= _M1
+    x ^= x >> np.uint64(27)
+    x *= _M2
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def base_key(seed: int, stream: int, epoch: int) -> int:
+    """Return the 64-bit base that all counters of (seed, stream, epoch) start from."""
+    if seed < 0 or seed > _MASK:
+        raise ParameterError(f"A seed must be an int in the range [0, 2**64). Got {seed} instead.")
+    b = _mix((seed + _GOLDEN) & _MASK)
+    b = _mix(b ^ ((stream * _GOLDEN + _GOLDEN) & _MASK))
+    return _mix(b ^ ((epoch * _GOLDEN + _GOLDEN) & _MASK))
+
+
+def keys(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> U64:
+    """Return the 64-bit keys of counters.
+
+    Parameters
+    ----------
+    seed, stream, epoch : int
+    ids : array of uint64, shape (n,)
+
+    Returns
+    -------
+    uint64, shape (n,)
+    """
+    counters = np.asarray(ids, dtype=np.uint64)
+    return _keys_from(base_key(seed, stream, epoch), counters)
+
+
+def _keys_from(base: int, counters: U64) -> U64:
+    compiled = compiled_kernels(counters.size)
+    if compiled is not None:
+        return compiled.keys(np.uint64(base), np.ascontiguousarray(counters))  # type: ignore[no-any-return]
+    with np.errstate(over="ignore"):
+        return mix64(mix64(counters * _G + np.uint64(base)))
+
+
+def uniform(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return draws in [0, 1) with 53 random bits each, shape (n,)."""
+    return (keys(seed, stream, epoch, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def hash_values(seed: int, stream: int, values: U64) -> U64:
+    """Return keys of 64-bit values that are no counters, such as hashes of a key column."""
+    return keys(seed, stream, 0, mix64(values.copy()))
+
+
+# --- exact choice ---------------------------------------------------------------------------------
+
+
+def exact_share(share: float | Fraction, n: int) -> int:
+    """Return floor(share · n) in exact arithmetic from the share's decimal text.
+
+    0.2 of 1,000,000 is 200,000, whatever binary fraction stands for 0.2.
+    """
+    exact = share if isinstance(share, Fraction) else Fraction(repr(float(share)))
+    return math.floor(exact * n)
+
+
+def key_histogram(row_keys: U64) -> npt.NDArray[np.int64]:
+    """Return how many keys fall in each of 65,536 bins by their top 16 bits; sums over parts."""
+    return np.bincount((row_keys >> np.uint64(48)).astype(np.int64), minlength=65_536)
+
+
+def choice_bin(histogram: npt.NDArray[np.int64], n: int) -> tuple[int, int]:
+    """Return (bin that holds the n-th smallest key, how many of that bin are taken), 1 ≤ n ≤ N."""
+    below = np.cumsum(histogram)
+    bin_ = int(np.searchsorted(below, n))
+    return bin_, n - int(below[bin_ - 1] if bin_ else 0)
+
+
+def choice_threshold(bin_keys: U64, bin_ids: U64, take: int) -> tuple[int, int]:
+    """Return the (key, id) pair up to which rows are kept, given all rows of the chosen bin."""
+    order = np.lexsort((bin_ids, bin_keys))
+    last = order[take - 1]
+    return int(bin_keys[last]), int(bin_ids[last])
+
+
+def choose(
+    n: int, ids: npt.ArrayLike, *, seed: int, stream: int, epoch: int = 0
+) -> npt.NDArray[np.bool_]:
+    """Choose exactly n of the given rows: those with the smallest (key, row id).
+
+    The same rows are chosen in whatever order or partition the ids come, and a larger n only adds
+    rows.
+
+    Parameters
+    ----------
+    n : int
+        Rows to choose, 0 ≤ n ≤ len(ids).
+    ids : array of uint64, shape (N,)
+        Distinct row ids.
+
+    Returns
+    -------
+    bool, shape (N,)
+    """
+    ids = np.asarray(ids, dtype=np.uint64)
+    if not 0 <= n <= ids.size:
+        raise ParameterError(f"Cannot choose {n} of {ids.size} rows.")
+    if n == 0:
+        return np.zeros(ids.size, dtype=bool)
+    row_keys = keys(seed, stream, epoch, ids)
+    bin_, take = choice_bin(key_histogram(row_keys), n)
+    in_bin = (row_keys >> np.uint64(48)) == np.uint64(bin_)
+    key, row = choice_threshold(row_keys[in_bin], ids[in_bin], take)
+    tied = (row_keys == np.uint64(key)) & (ids <= np.uint64(row))
+    kept: npt.NDArray[np.bool_] = (row_keys < np.uint64(key)) | tied
+    return kept
+
+
+# --- permutation ----------------------------------------------------------------------------------
+
+
+class Permutation:
+    """π over n positions: a pure function of (n, seed, stream, epoch), of no memory for large n.
+
+    ``p[a:b]`` gives π at the positions a..b-1, ``p.at(positions)`` at any positions, as uint64.
+    """
+
+    def __init__(self, n: int, *, seed: int, stream: int = Stream.ORDER, epoch: int = 0) -> None:
+        if not 0 <= n <= LARGEST_PERMUTATION:
+            raise ParameterError(
+                f"A permutation's n must be an int in the range [0, {LARGEST_PERMUTATION}]. "
+                f"Got {n} instead."
+            )
+        self.n = n
+        base = base_key(seed, stream, epoch)
+        self._sorted: U64 | None = None
+        if n < SMALL_PERMUTATION:
+            order = np.argsort(_keys_from(base, np.arange(n, dtype=np.uint64)), kind="stable")
+            self._sorted = order.astype(np.uint64)
+        self._a = max(1, math.isqrt(max(n - 1, 0)) + 1)  # ceil(sqrt(n)), n ≥ 1
+        self._b = max(1, -(-n // self._a))
+        self._round_keys = _keys_from(_mix(base ^ _FEISTEL), np.arange(8, dtype=np.uint64))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, positions: slice) -> U64:
+        start, stop, step = positions.indices(self.n)
+        return self.at(np.arange(start, stop, step, dtype=np.uint64))
+
+    def at(self, positions: npt.ArrayLike) -> U64:
+        """Return π of each position; uint64, shape (k,)."""
+        x = np.asarray(positions, dtype=np.uint64)
+        if self._sorted is not None:
+            return self._sorted[x]
+        compiled = compiled_kernels(x.size)
+        if compiled is not None:
+            return compiled.feistel8(  # type: ignore[no-any-return]
+                np.ascontiguousarray(x), self.n, self._a, self._b, self._round_keys
+            )
+        out = self._rounds(x)
+        outside = np.flatnonzero(out >= np.uint64(self.n))
+        while outside.size:
+            out[outside] = self._rounds(out[outside])
+            outside = outside[out[outside] >= np.uint64(self.n)]
+        return out
+
+    def _rounds(self, x: U64) -> U64:
+        a, b, half = np.uint64(self._a), np.uint64(self._b), np.uint64(32)
+        left, right = x // b, x % b
+        for i, key in enumerate(self._round_keys):
+            if i % 2 == 0:
+                left = (left + ((mix64(right ^ key) >> half) * a >> half)) % a
+            else:
+                right = (right + ((mix64(left ^ key) >> half) * b >> half)) % b
+        return left * b + right
+
+
+def compiled_kernels(size: int) -> Any:
+    """Return the module of compiled kernels where it pays for an input of `size`, else None."""
+    if size < _COMPILED_FROM or os.environ.get("BATCHLOOM_NUMBA") == "0":
+        return None
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels

@@ -1,0 +1,367 @@
+"""Snapshots: the fragment table of a dataset, and the row ids that it gives.
+
+A *row id* is a uint64: the ``first_row_id`` of a fragment plus the position in it. A first snapshot
+orders fragments by (source, path), both in natural order, and numbers rows 0…N−1. A snapshot
+*since* an older one keeps the ids of every fragment that is still there unchanged (source, path,
+rows, bytes and footer hash are equal) and gives all others, rewritten files included, ids from
+``next_row_id`` up. Ids are never used twice; gaps are normal.
+
+The table with its ``next_row_id`` and schema digest is the dataset's **quick fingerprint**: it
+holds no time stamps, no absolute paths, and no data was read for it. **Deep hashes** (SHA-256 of
+each file's bytes) are made on request and stored as ``deep-<sha256>.json`` beside what holds the
+snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from .canonical import digest, pretty_json
+from .errors import DatasetChangedError, DatasetError, RowIdError
+from .storage import natural_key, storing
+
+__all__ = [
+    "Fragment",
+    "Snapshot",
+    "extend_snapshot",
+    "find_deep_hashes",
+    "first_snapshot",
+    "match_fragments",
+    "row_ids_to_int64",
+    "schema_digest",
+    "write_deep_hashes",
+]
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_FORMAT = "batchloom-snapshot/1"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """One row of the fragment table."""
+
+    source: str
+    path: str
+    rows: int
+    bytes: int
+    footer_hash: str
+    first_row_id: int = -1
+
+    @property
+    def label(self) -> str:
+        return f"{self.source}:{self.path}"
+
+    @property
+    def stop_row_id(self) -> int:
+        return self.first_row_id + self.rows
+
+    def same_file(self, other: Fragment) -> bool:
+        """Whether rows, bytes and footer are equal, wherever the files are."""
+        mine = (self.rows, self.bytes, self.footer_hash)
+        return mine == (other.rows, other.bytes, other.footer_hash)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A fragment table, ordered by ``first_row_id``.
+
+    Attributes
+    ----------
+    fragments : tuple of Fragment
+    next_row_id : int
+        First id that was never given.
+    schema_digest : str
+    """
+
+    fragments: tuple[Fragment, ...]
+    next_row_id: int
+    schema_digest: str
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(f.rows for f in self.fragments)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The quick fingerprint, in hex."""
+        return digest(self.to_json())
+
+    @cached_property
+    def starts(self) -> U64:
+        """First row id of each fragment that holds rows."""
+        return np.array([f.first_row_id for f in self._filled], dtype=np.uint64)
+
+    @cached_property
+    def stops(self) -> U64:
+        return np.array([f.stop_row_id for f in self._filled], dtype=np.uint64)
+
+    @cached_property
+    def _filled(self) -> tuple[Fragment, ...]:
+        return tuple(f for f in self.fragments if f.rows)
+
+    @cached_property
+    def _filled_index(self) -> I64:
+        return np.array([i for i, f in enumerate(self.fragments) if f.rows], dtype=np.int64)
+
+    @cached_property
+    def _rows_before(self) -> I64:
+        counts = np.array([f.rows for f in self._filled], dtype=np.int64)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def locate(self, ids: U64) -> tuple[I64, I64]:
+        """Return (fragment index, position in it) of row ids; `RowIdError` where there is none."""
+        slot, offset = self._slot_and_offset(ids)
+        return self._filled_index[slot], offset
+
+    def positions(self, ids: U64) -> I64:
+        """Return the rank of each row id among the snapshot's ids: its position 0…rows−1."""
+        slot, offset = self._slot_and_offset(ids)
+        return self._rows_before[slot] + offset
+
+    def _slot_and_offset(self, ids: U64) -> tuple[I64, I64]:
+        ids = np.asarray(ids, dtype=np.uint64)
+        slot = np.searchsorted(self.starts, ids, side="right").astype(np.int64) - 1
+        inside = slot >= 0
+        inside[inside] = ids[inside] < self.stops[slot[inside]]
+        if not inside.all():
+            bad = int(ids[np.argmin(inside)])
+            gaps = ", with gaps" if self.rows < self.next_row_id else ""
+            raise RowIdError(
+                f"Row {bad} is in no fragment: the snapshot holds {self.rows:,} rows with ids "
+                f"below {self.next_row_id:,}{gaps}."
+            )
+        return slot, (ids - self.starts[slot]).astype(np.int64)
+
+    def ids_at(self, positions: npt.ArrayLike) -> U64:
+        """Return the row ids at ranks 0…rows−1; the inverse of `positions`."""
+        ranks = np.asarray(positions, dtype=np.int64)
+        if ranks.size and (ranks.min() < 0 or ranks.max() >= self.rows):
+            raise RowIdError(f"Positions must lie in the range [0, {self.rows}).")
+        slot = np.searchsorted(self._rows_before, ranks, side="right") - 1
+        return self.starts[slot] + (ranks - self._rows_before[slot]).astype(np.uint64)
+
+    # --- as a file --------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fragments": [asdict(f) for f in self.fragments],
+            "next_row_id": self.next_row_id,
+            "schema_digest": self.schema_digest,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
+        fragments = tuple(Fragment(**f) for f in value["fragments"])
+        return cls(fragments, int(value["next_row_id"]), str(value["schema_digest"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the snapshot as one JSON file, whole or not at all."""
+        body = {"format": _FORMAT, "fingerprint": self.fingerprint, "snapshot": self.to_json()}
+        target = Path(path)
+        with storing("Writing the snapshot", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged = target.with_name(f".{target.name}.tmp")
+            staged.write_bytes(pretty_json(body))
+            staged.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Snapshot:
+        """Read a snapshot file, or the snapshot that a manifest holds."""
+        source = Path(path)
+        if source.is_dir():
+            source = source / "manifest.json"
+        try:
+            body = json.loads(source.read_bytes())
+            if body.get("format") != _FORMAT and "identity" in body:
+                return cls.from_json(body["identity"]["snapshot"])
+            snapshot = cls.from_json(body["snapshot"])
+        except OSError as error:
+            raise DatasetError(f"The snapshot {path} cannot be read: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f"{path} is not a snapshot; make one with: batchloom scan DATASET --out {path}"
+            ) from error
+        if snapshot.fingerprint != body.get("fingerprint"):
+            raise DatasetError(
+                f"The snapshot {path} is damaged: expected fingerprint {body.get('fingerprint')}, "
+                f"found {snapshot.fingerprint}. Make it again with: batchloom scan"
+            )
+        return snapshot
+
+
+def row_ids_to_int64(ids: U64) -> I64:
+    """Return row ids as int64, as torch wants them; refuse those at or above 2**63."""
+    if ids.size and int(ids.max()) >= 1 << 63:
+        raise RowIdError(f"Row {int(ids.max())} does not fit a signed 64-bit integer.")
+    return ids.view(np.int64) if ids.flags.c_contiguous else ids.astype(np.int64)
+
+
+def schema_digest(schema: pa.Schema) -> str:
+    """Return a digest of column names and types; metadata and nullability do not count."""
+    return digest([[f.name, str(f.type)] for f in sorted(schema, key=lambda f: f.name)])
+
+
+# --- making snapshots -----------------------------------------------------------------------------
+
+
+def _natural(fragment: Fragment) -> tuple[Any, Any]:
+    return natural_key(fragment.source), natural_key(fragment.path)
+
+
+def _by_id(fragment: Fragment) -> tuple[int, int, Any]:
+    return fragment.first_row_id, fragment.rows, _natural(fragment)
+
+
+def _numbered(fragments: Iterable[Fragment], start: int) -> tuple[list[Fragment], int]:
+    out = []
+    for fragment in sorted(fragments, key=_natural):
+        out.append(replace(fragment, first_row_id=start))
+        start += fragment.rows
+    if start >= 1 << 63:
+        raise RowIdError("The dataset needs row ids at or above 2**63.")
+    return out, start
+
+
+def first_snapshot(listed: Sequence[Fragment], digest_: str) -> Snapshot:
+    """Number the rows of listed fragments from 0."""
+    fragments, next_row_id = _numbered(listed, 0)
+    return Snapshot(tuple(fragments), next_row_id, digest_)
+
+
+def extend_snapshot(since: Snapshot, listed: Sequence[Fragment], digest_: str) -> Snapshot:
+    """Keep the ids of fragments that `since` knows, number the others from its end."""
+    pairs = pair_fragments(since.fragments, [(f.source, f.path, f.bytes) for f in listed])
+    kept, new = [], []
+    known = {there: here for here, there in pairs.items()}
+    for index, fragment in enumerate(listed):
+        old = since.fragments[known[index]] if index in known else None
+        if old is not None and old.same_file(fragment):
+            kept.append(replace(fragment, first_row_id=old.first_row_id))
+        else:
+            new.append(fragment)
+    added, next_row_id = _numbered(new, since.next_row_id)
+    return Snapshot(tuple(sorted(kept + added, key=_by_id)), next_row_id, digest_)
+
+
+def pair_fragments(
+    planned: Sequence[Fragment], listed: Sequence[tuple[str, str, int]]
+) -> dict[int, int]:
+    """Pair planned fragments with listed (source, path, bytes) by path.
+
+    Equal paths first; then, where the root moved up or down, one path a suffix of the other with
+    the same size. A path that could be two files is left alone.
+    """
+    by_path = {(source, path): i for i, (source, path, _) in enumerate(listed)}
+    pairs = {
+        here: by_path[f.source, f.path]
+        for here, f in enumerate(planned)
+        if (f.source, f.path) in by_path
+    }
+    if pairs:
+        return pairs  # the roots agree; a suffix could only be another file
+    tails: dict[tuple[str, str, int], list[int]] = {}
+    for i, (source, path, size) in enumerate(listed):
+        tails.setdefault((source, path.rsplit("/", 1)[-1], size), []).append(i)
+    for here, f in enumerate(planned):
+        same_name = tails.get((f.source, f.path.rsplit("/", 1)[-1], f.bytes), [])
+        fits = [i for i in same_name if _one_is_suffix(f.path, listed[i][1])]
+        if len(fits) == 1:
+            pairs[here] = fits[0]
+    return pairs
+
+
+def _one_is_suffix(a: str, b: str) -> bool:
+    return f"/{a}".endswith(f"/{b}") or f"/{b}".endswith(f"/{a}")
+
+
+def match_fragments(
+    planned: Sequence[Fragment],
+    listed: Sequence[tuple[str, str, int]],
+    footer_hash_of: Any,
+    needed: Iterable[int],
+) -> dict[int, int]:
+    """Find the planned fragments that are needed among the listed files, unchanged.
+
+    Parameters
+    ----------
+    planned : sequence of Fragment
+    listed : sequence of (source, path, bytes)
+    footer_hash_of : callable
+        Index into `listed` → footer hash; called for needed fragments only.
+    needed : iterable of int
+        Indices into `planned`.
+
+    Returns
+    -------
+    dict of planned index → listed index
+
+    Raises
+    ------
+    DatasetChangedError
+        Naming the first fragment that is gone or changed, and how.
+    """
+    pairs = pair_fragments(planned, listed)
+    for index in needed:
+        fragment = planned[index]
+        if index not in pairs:
+            raise DatasetChangedError(
+                f"Fragment '{fragment.path}' of source '{fragment.source}' "
+                f"({fragment.rows:,} rows, {fragment.bytes:,} bytes) is gone. Put it back, or plan "
+                "again on the dataset as it is now."
+            )
+        _, path, size = listed[pairs[index]]
+        if size != fragment.bytes:
+            _changed(fragment, path, f"{fragment.bytes:,} bytes", f"{size:,} bytes")
+        found = footer_hash_of(pairs[index])
+        if found != fragment.footer_hash:
+            _changed(
+                fragment, path, f"footer {fragment.footer_hash[:16]}…", f"footer {found[:16]}…"
+            )
+    return pairs
+
+
+def _changed(fragment: Fragment, path: str, expected: str, found: str) -> None:
+    raise DatasetChangedError(
+        f"Fragment '{path}' of source '{fragment.source}' was rewritten since the plan was made: "
+        f"expected {expected}, found {found}. Put the old file back, or plan again."
+    )
+
+
+# --- deep hashes ----------------------------------------------------------------------------------
+
+
+def write_deep_hashes(folder: str | Path, hashes: Mapping[str, str]) -> Path:
+    """Write content hashes by fragment label as ``deep-<sha256>.json``; return its path."""
+    body = pretty_json({"format": "batchloom-deep/1", "sha256": dict(hashes)})
+    target = Path(folder) / f"deep-{digest(dict(hashes))}.json"
+    with storing("Writing the content hashes", target):
+        target.write_bytes(body)
+    return target
+
+
+def find_deep_hashes(folder: str | Path) -> dict[str, str] | None:
+    """Return the content hashes stored in a folder, by fragment label; None if there are none."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(folder).glob("deep-*.json")):
+        try:
+            hashes = json.loads(path.read_bytes())["sha256"]
+            whole = path.name == f"deep-{digest(hashes)}.json"
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise DatasetError(
+                f"The content hashes in {path} are damaged; make them again with --deep."
+            )
+        found.update(hashes)
+    return found or None

@@ -1,0 +1,193 @@
+"""Where files are: a local path or a filesystem URI, opened the same way.
+
+Local files go through memory maps and the operating system's calls; everything else through fsspec
+(``memory://``, ``s3://``, ``gs://``, ``http://`` … each by its own package).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .errors import DatasetError, MissingExtraError, StorageError
+
+__all__ = ["Location", "locate", "natural_key", "storing"]
+
+_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which ``part-2`` comes before ``part-10``."""
+    parts = re.split(r"(\d+)", text)
+    return [(1, int(p), p) if p.isdigit() else (0, 0, p) for p in parts]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or directory.
+
+    Attributes
+    ----------
+    path : str
+        Absolute local path, or the whole URI.
+    options : mapping
+        fsspec's storage options (credentials, endpoints). Never written anywhere.
+    """
+
+    path: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        return not _URI.match(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        return self.path
+
+    def join(self, relative: str) -> Location:
+        return Location(posixpath.join(self.path, relative), self.options) if relative else self
+
+    def parent(self) -> Location:
+        return Location(self.path.rstrip("/").rsplit("/", 1)[0] or "/", self.options)
+
+    def exists(self) -> bool:
+        if self.is_local:
+            return os.path.exists(self.path)
+        fs, path = self._fs()
+        return bool(fs.exists(path))
+
+    def is_dir(self) -> bool:
+        if self.is_local:
+            return os.path.isdir(self.path)
+        fs, path = self._fs()
+        return bool(fs.isdir(path))
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        with _reading(self):
+            if self.is_local:
+                return os.stat(self.path).st_size
+            fs, path = self._fs()
+            return int(fs.size(path))
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yield (path relative to here, bytes) of all files below, hidden ones left out.
+
+        Names that start with ``.`` or ``_`` are hidden, as in Spark, Dask and Arrow.
+        """
+        with _reading(self):
+            for relative, size in self._walk():
+                if not any(part.startswith((".", "_")) for part in relative.split("/")):
+                    yield relative, size
+
+    def _walk(self) -> Iterator[tuple[str, int]]:
+        if not self.is_local:
+            fs, root = self._fs()
+            root = root.rstrip("/")
+            for path, info in fs.find(root, detail=True).items():
+                yield path[len(root) :].lstrip("/"), int(info["size"])
+            return
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        for folder, _, names in os.walk(self.path, onerror=fail, followlinks=True):
+            for name in names:
+                full = os.path.join(folder, name)
+                yield os.path.relpath(full, self.path), os.stat(full).st_size
+
+    def glob(self) -> list[Location]:
+        """Return the files that this pattern names."""
+        with _reading(self):
+            if self.is_local:
+                import glob
+
+                return [Location(p) for p in glob.glob(self.path, recursive=True)]
+            fs, path = self._fs()
+            return [Location(fs.unstrip_protocol(p), self.options) for p in fs.glob(path)]
+
+    def open(self) -> Any:
+        """Open for reading: a memory map of a local file, else a buffered remote file."""
+        with _reading(self):
+            if self.is_local:
+                if os.stat(self.path).st_size == 0:
+                    return pa.BufferReader(b"")  # an empty file cannot be mapped
+                return pa.memory_map(self.path, "rb")
+            fs, path = self._fs()
+            return pa.PythonFile(fs.open(path, "rb"), mode="r")
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return bytes(file.read())
+
+    def _fs(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            fs, path = fsspec.core.url_to_fs(self.path, **self.options)
+        except ImportError as error:
+            protocol = self.path.split(":", 1)[0]
+            if protocol in ("s3", "s3a"):
+                raise MissingExtraError(f"Reading {self.path}", "s3") from error
+            raise DatasetError(f"{self.path}: {error}.") from error
+        except ValueError as error:
+            raise DatasetError(f"{self.path}: {error}.") from error
+        return fs, path
+
+
+def locate(
+    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Location:
+    """Return the location of a path or URI; ``file://`` becomes a plain path."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if _URI.match(text):
+        return Location(text, dict(storage_options or {}))
+    return Location(str(Path(text).expanduser().absolute()))
+
+
+@contextmanager
+def _reading(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"{location}: no such file or directory.") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{location}: permission denied ({error.filename or location}); "
+            "make it readable for this user."
+        ) from error
+
+
+@contextmanager
+def storing(what: str, target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an `OSError` of writing into one sentence that says what was being written."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        target = os.fspath(target)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        advice = "choose another target"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "free some space or choose another target, then run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "choose a target that this user may write to"
+        raise StorageError(
+            f"{what} failed: {reason} ({target}). Nothing was committed; {advice}."
+        ) from error
