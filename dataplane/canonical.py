@@ -2,16 +2,35 @@
 
 Files are sorted by key, UTF-8, indented by two spaces, floats in shortest form that reads back the
 same, one newline at the end. Hashes are over the compact form of the same. What has no canonical
-form (NaN, sets, objects) is an error, never a guess.
+form (NaN, sets, objects, keys that are no strings) is an error, never a guess: `plain_json` finds
+it before anything is written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-__all__ = ["compact_json", "digest", "file_sha256", "pretty_json"]
+import numpy as np
+
+from .errors import ParameterError
+
+__all__ = [
+    "compact_json",
+    "digest",
+    "file_sha256",
+    "has_utf8",
+    "known_fields",
+    "plain_json",
+    "pretty_json",
+]
+
+
+T = TypeVar("T")
 
 
 def compact_json(value: Any) -> bytes:
@@ -36,3 +55,62 @@ def digest(value: Any) -> str:
 def file_sha256(file: Any) -> str:
     """Return the SHA-256 of what is left to read of a binary file, in hex."""
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_json(value: Any, where: str, *, non_finite: bool = False) -> Any:
+    """Return a copy of `value` made of what JSON reads back as it was written.
+
+    Tuples become lists, numpy scalars Python numbers; all else is as it is, or refused.
+
+    Parameters
+    ----------
+    value : Any
+    where : str
+        What the value is called in messages.
+    non_finite : bool
+        Write NaN and infinities as strings instead of refusing them.
+
+    Raises
+    ------
+    ParameterError
+        Naming the place of what has no canonical form.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value) and non_finite:
+        return repr(float(value))
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ParameterError(f"{where}: the key {key!r} is no string; write it as one.")
+        return {
+            str(k): plain_json(v, f"{where}.{k}", non_finite=non_finite) for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain_json(v, f"{where}[{i}]", non_finite=non_finite) for i, v in enumerate(value)]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str) and has_utf8(value):
+        return str.__str__(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    raise ParameterError(
+        f"{where}: {value!r} ({type(value).__name__}) has no canonical form in JSON; "
+        "use strings, finite numbers, booleans, lists and mappings."
+    )
+
+
+def known_fields(cls: type[T], value: Mapping[str, Any]) -> T:
+    """Read a dataclass from JSON; fields that a newer version added are left out."""
+    return cls(**{f.name: value[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def has_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; a file name of other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

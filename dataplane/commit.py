@@ -7,6 +7,7 @@ reader looks at.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from .storage import storing
 
-__all__ = ["publish", "staging", "sync_directory", "write_synced"]
+__all__ = ["publish", "replace_file", "staging", "sync_path", "write_synced"]
+
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
 
 @contextmanager
@@ -35,14 +38,14 @@ def staging(target: Path) -> Iterator[Path]:
 def publish(folder: Path, target: Path) -> bool:
     """Rename `folder` to `target`, over nothing or an empty directory; False where it is taken."""
     with storing("Committing", target):
-        sync_directory(folder)
+        sync_path(folder)
         try:
             folder.rename(target)
-        except OSError:
-            if target.exists():
+        except OSError as error:
+            if error.errno in _TAKEN:
                 return False
             raise
-        sync_directory(target.parent)
+        sync_path(target.parent)
     return True
 
 
@@ -54,9 +57,20 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(folder: Path) -> None:
-    """Flush a directory's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, over what is there; writers may race."""
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        write_synced(staged, data)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file's bytes, or a directory's entries, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

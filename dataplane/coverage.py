@@ -14,6 +14,9 @@ __all__ = ["Coverage", "CoverageKind"]
 
 CoverageKind = Literal["exactly_once", "subset", "with_replacement"]
 
+_HALVES = np.arange(1 << 16, dtype=np.uint16)
+_POPCOUNT = np.unpackbits(_HALVES.view(np.uint8)).reshape(-1, 16).sum(axis=1, dtype=np.uint8)
+
 
 class Coverage:
     """Marks rows of a snapshot as planned.
@@ -29,8 +32,8 @@ class Coverage:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._words = np.zeros(-(-snapshot.rows // 64), dtype=np.uint64)
+        self._counted: int | None = 0  # None: counted again when it is asked for
         self.samples = 0
-        self.distinct = 0
 
     def mark(self, ids: npt.NDArray[np.uint64]) -> None:
         """Mark row ids; `RowIdError` where one is in no fragment."""
@@ -38,12 +41,21 @@ class Coverage:
         self.samples += len(positions)
         compiled = compiled_kernels(len(positions))
         if compiled is not None:
-            self.distinct += int(compiled.mark_bits(self._words, positions))
-            return
-        before = int(np.bitwise_count(self._words).sum()) if len(positions) else 0
-        bits = np.uint64(1) << (positions & 63).astype(np.uint64)
-        np.bitwise_or.at(self._words, positions >> 6, bits)
-        self.distinct += int(np.bitwise_count(self._words).sum()) - before
+            compiled.mark_bits(self._words, positions)
+        else:
+            bits = np.uint64(1) << (positions & 63).astype(np.uint64)
+            np.bitwise_or.at(self._words, positions >> 6, bits)
+        self._counted = None
+
+    @property
+    def distinct(self) -> int:
+        if self._counted is None:
+            halves = self._words.view(np.uint16)
+            pieces = range(0, len(halves), 1 << 20)
+            self._counted = sum(
+                int(_POPCOUNT[halves[i : i + (1 << 20)]].sum(dtype=np.int64)) for i in pieces
+            )
+        return self._counted
 
     @property
     def kind(self) -> CoverageKind:

@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,26 +21,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .errors import DatasetError, SchemaDriftError
-from .fragments import (
-    SUFFIXES,
-    Footer,
-    FragmentReader,
-    FragmentRef,
-    drift_message,
+from .errors import ParameterError
+from .fragments import Footer, FragmentReader, FragmentRef, read_footer, read_footer_hash
+from .listing import Listed, list_sources
+from .schemas import (
+    drift,
     missing_column,
-    read_footer,
-    read_footer_hash,
-)
-from .snapshot import (
-    Fragment,
-    Snapshot,
-    extend_snapshot,
-    first_snapshot,
-    match_fragments,
+    plain_schema,
+    plain_type,
+    refuse_equal_names,
     schema_digest,
 )
-from .storage import Location, locate, natural_key
+from .snapshot import Fragment, Snapshot, extend_snapshot, first_snapshot, match_fragments
 
 __all__ = ["Dataset", "DatasetLike", "ScanPart", "open_dataset"]
 
@@ -51,20 +42,6 @@ DatasetLike: TypeAlias = (
 )
 
 _FOOTER_THREADS = 8
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """A file of a source before its footer is read."""
-
-    source: str
-    path: str  # relative to the source's root
-    location: Location
-    bytes: int
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.source, self.path, self.bytes
 
 
 @dataclass(frozen=True)
@@ -89,6 +66,7 @@ class Dataset:
     snapshot : Snapshot
     refs : tuple of FragmentRef or None
         Parallel to ``snapshot.fragments``; None for a fragment that was not needed and is gone.
+        Whatever is opened through them is checked against the snapshot first.
     schemas : tuple of pyarrow.Schema or None
         As read from the footers; None where only the fingerprint was compared.
     unplanned : int
@@ -106,39 +84,57 @@ class Dataset:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """All columns, each with the type of the first fragment that has it."""
-        schemas = [s for s in self.schemas if s is not None]
-        if not schemas:
-            ref = next((r for r in self.refs if r is not None), None)
-            schemas = [read_footer(ref.location, ref.bytes).schema] if ref is not None else []
-        return _union(schemas)
+        """All columns, each with the plain type of the first fragment that has it."""
+        return plain_schema(self.source_schemas.values())
+
+    @cached_property
+    def source_schemas(self) -> dict[str, pa.Schema]:
+        """All columns of each source; of its first fragment where the footers were not parsed."""
+        found: dict[str, list[pa.Schema]] = {}
+        for fragment, ref, schema in zip(
+            self.snapshot.fragments, self.refs, self.schemas, strict=True
+        ):
+            known = found.setdefault(fragment.source, [])
+            if schema is not None:
+                known.append(schema)
+            elif ref is not None and not known:
+                known.append(read_footer(ref.location, ref.bytes).schema)
+        return {source: plain_schema(schemas) for source, schemas in found.items()}
 
     def present(self) -> list[FragmentRef]:
         """The fragments that are there, in order of row ids."""
         return [r for r in self.refs if r is not None]
 
-    def check_columns(self, columns: Iterable[str]) -> None:
-        """Raise unless every fragment holds every column, with one type each."""
+    def check_columns(
+        self, columns: Iterable[str], *, fragments: Iterable[int] | None = None
+    ) -> None:
+        """Raise unless the fragments (all when None) hold every column, with one type each."""
         wanted = list(columns)
         for name in wanted:
-            if self.schema.get_field_index(name) < 0:
+            if name not in self.schema.names:
                 raise missing_column(name, self.schema.names, "the dataset")
         seen: set[int] = set()
-        for fragment, schema in zip(self.snapshot.fragments, self.schemas, strict=True):
+        types: dict[str, Any] = {}
+        for index in range(len(self.schemas)) if fragments is None else fragments:
+            schema = self.schemas[index]
             if schema is None or id(schema) in seen:
                 continue
             seen.add(id(schema))  # fragments with equal schemas share one object
+            label = self.snapshot.fragments[index].label
             for name in wanted:
-                expected = self.schema.field(name).type
-                index = schema.get_field_index(name)
-                if index < 0:
-                    raise SchemaDriftError(
-                        f"{fragment.label} has no column '{name}'; other fragments have it as "
-                        f"{expected}. Leave that file out, or rewrite it with the column."
-                    )
-                if schema.field(index).type != expected:
-                    found = schema.field(index).type
-                    raise SchemaDriftError(drift_message(fragment.label, name, found, expected))
+                if name not in schema.names:
+                    raise drift(label, name, None, self.schema.field(name).type)
+                found = plain_type(schema.field(name).type)
+                if found != types.setdefault(name, found):
+                    raise drift(label, name, found, types[name])
+
+    def check_sources(self, columns: Iterable[str]) -> None:
+        """Raise unless each source holds what it holds of the columns in all its fragments."""
+        wanted = list(columns)
+        self.check_columns(wanted, fragments=[])
+        for source, schema in self.source_schemas.items():
+            inside = [i for i, f in enumerate(self.snapshot.fragments) if f.source == source]
+            self.check_columns([c for c in wanted if c in schema.names], fragments=inside)
 
     def scan(
         self, columns: Sequence[str] | None = None, *, fragments: Sequence[int] | None = None
@@ -148,23 +144,32 @@ class Dataset:
         Parameters
         ----------
         columns : sequence of str, optional
-            Columns to decode; all when None.
+            Columns to decode; when None all of each fragment's source.
         fragments : sequence of int, optional
             Indices into ``snapshot.fragments``; all when None.
         """
-        if columns is not None:
-            self.check_columns(columns)
+        if columns is None:
+            self.check_sources(self.schema.names)
+        else:
+            self.check_columns(columns, fragments=fragments)
         chosen = range(len(self.refs)) if fragments is None else fragments
-        for index in chosen:
-            ref = self.refs[index]
-            if ref is not None and ref.rows:
-                yield from scan_fragment(ref, columns, self.schema)
+        return itertools.chain.from_iterable(self._scan(index, columns) for index in chosen)
+
+    def _scan(self, index: int, columns: Sequence[str] | None) -> Iterator[ScanPart]:
+        ref, own = self.refs[index], self.source_schemas[self.snapshot.fragments[index].source]
+        if ref is not None and ref.rows:
+            expected = plain_schema([own, self.schema])  # its source's types go first
+            yield from scan_fragment(ref, own.names if columns is None else columns, expected)
 
     def take(self, ids: npt.ArrayLike, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of row ids, in the order given, repeats included."""
         from .rows import RowReader
 
-        return RowReader(self, columns).take(np.asarray(ids, dtype=np.uint64))
+        reader = RowReader(self, columns)
+        try:
+            return reader.take(ids)
+        finally:
+            reader.close()
 
 
 def scan_fragment(
@@ -202,7 +207,8 @@ def open_dataset(
     since : Snapshot or path, optional
         Number the rows so that every fragment which `since` knows keeps its ids.
     needed : iterable of int, optional
-        With `snapshot`: indices of the fragments that must be there; all when None.
+        With `snapshot`: indices of the fragments that must be there; all when None. The others are
+        checked when they are read.
     storage_options : mapping, optional
         Options of the filesystem (credentials, endpoints), for URIs.
 
@@ -210,12 +216,14 @@ def open_dataset(
     ------
     DatasetError, SchemaDriftError, FragmentCorruptError, DatasetChangedError
     """
+    if snapshot is not None and since is not None:
+        raise ParameterError("Give a 'snapshot' to open or one to go on from ('since'), not both.")
     if isinstance(data, Dataset):
         if snapshot is None and since is None:
             return data
         listed = _relist(data)
     else:
-        listed = _list_sources(data, storage_options)
+        listed = list_sources(data, storage_options)
     if snapshot is not None:
         return _bind(listed, _as_snapshot(snapshot), needed)
     footers = _read_footers(listed)
@@ -224,7 +232,7 @@ def open_dataset(
         Fragment(file.source, file.path, footer.rows, footer.bytes, footer.footer_hash)
         for file, footer in zip(listed, footers, strict=True)
     ]
-    digest_ = schema_digest(_union(schemas))
+    digest_ = schema_digest(plain_schema(schemas))
     made = (
         first_snapshot(fragments, digest_)
         if since is None
@@ -243,7 +251,7 @@ def _as_snapshot(value: Snapshot | str | Path) -> Snapshot:
     return value if isinstance(value, Snapshot) else Snapshot.load(value)
 
 
-def _ref(fragment: Fragment, file: _Listed) -> FragmentRef:
+def _ref(fragment: Fragment, file: Listed) -> FragmentRef:
     return FragmentRef(
         file.location.path,
         fragment.label,
@@ -251,10 +259,11 @@ def _ref(fragment: Fragment, file: _Listed) -> FragmentRef:
         fragment.bytes,
         fragment.first_row_id,
         file.location.options,
+        fragment.footer_hash,
     )
 
 
-def _bind(listed: list[_Listed], snapshot: Snapshot, needed: Iterable[int] | None) -> Dataset:
+def _bind(listed: list[Listed], snapshot: Snapshot, needed: Iterable[int] | None) -> Dataset:
     """Find a snapshot's fragments among the listed files."""
     wanted = list(range(len(snapshot.fragments)) if needed is None else needed)
 
@@ -269,70 +278,9 @@ def _bind(listed: list[_Listed], snapshot: Snapshot, needed: Iterable[int] | Non
     return Dataset(snapshot, tuple(refs), (None,) * len(refs), unplanned=len(listed) - len(pairs))
 
 
-# --- listing --------------------------------------------------------------------------------------
-
-
-def _list_sources(data: Any, options: Mapping[str, Any] | None) -> list[_Listed]:
-    sources = data if isinstance(data, Mapping) else {"data": data}
-    if not sources:
-        raise DatasetError("A dataset needs at least one source.")
-    listed: list[_Listed] = []
-    for name, where in sources.items():
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise DatasetError(
-                f"Source name '{name}' must be made of letters, digits, '_', '-' and '.'."
-            )
-        listed += _list_source(name, where, options)
-    return listed
-
-
-def _list_source(name: str, where: Any, options: Mapping[str, Any] | None) -> list[_Listed]:
-    if isinstance(where, str | os.PathLike):
-        location = locate(where, options)
-        if re.search(r"[*?\[]", location.path) and not location.exists():
-            files = _list_glob(location)
-        elif location.is_dir():
-            files = [(rel, location.join(rel), size) for rel, size in location.files()]
-        elif location.exists():
-            files = [(location.name, location, location.size())]
-        else:
-            raise DatasetError(f"{location}: no such file or directory.")
-        what = str(location)
-    else:
-        locations = [locate(w, options) for w in where]
-        files = _relative([(place, place.size()) for place in locations])
-        what = f"the list of {len(locations)} files"
-    chosen = [f for f in files if f[0].lower().endswith(SUFFIXES)]
-    if not chosen:
-        found = f"{len(files)} other files" if files else "nothing"
-        raise DatasetError(
-            f"There is no Parquet or Arrow file in {what} (found {found}). "
-            f"Data files end with {', '.join(SUFFIXES)}."
-        )
-    chosen.sort(key=lambda f: natural_key(f[0]))
-    return [_Listed(name, relative, place, size) for relative, place, size in chosen]
-
-
-def _list_glob(pattern: Location) -> list[tuple[str, Location, int]]:
-    """Paths are relative to the pattern's fixed prefix."""
-    fixed = re.split(r"[*?\[]", pattern.path, maxsplit=1)[0]
-    root = fixed[: fixed.rfind("/") + 1]
-    places = [p for p in pattern.glob() if not p.is_dir()]
-    return [(p.path.removeprefix(root).lstrip("/"), p, p.size()) for p in places]
-
-
-def _relative(places: list[tuple[Location, int]]) -> list[tuple[str, Location, int]]:
-    """Paths are relative to the files' common folder."""
-    if len({place.path for place, _ in places}) < len(places):
-        raise DatasetError("A list of files names the same file twice.")
-    folders = [posixpath.dirname(place.path) for place, _ in places]
-    common = posixpath.commonpath(folders) if folders else ""
-    return [(p.path.removeprefix(common).lstrip("/"), p, size) for p, size in places]
-
-
-def _relist(dataset: Dataset) -> list[_Listed]:
+def _relist(dataset: Dataset) -> list[Listed]:
     return [
-        _Listed(f.source, f.path, ref.location, ref.bytes)
+        Listed(f.source, f.path, ref.location, ref.location.size())
         for f, ref in zip(dataset.snapshot.fragments, dataset.refs, strict=True)
         if ref is not None
     ]
@@ -341,12 +289,12 @@ def _relist(dataset: Dataset) -> list[_Listed]:
 # --- footers and schemas --------------------------------------------------------------------------
 
 
-def _read_footers(listed: list[_Listed]) -> list[Footer]:
+def _read_footers(listed: list[Listed]) -> list[Footer]:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         return list(pool.map(lambda f: read_footer(f.location, f.bytes), listed))
 
 
-def _checked_schemas(listed: list[_Listed], footers: list[Footer]) -> list[pa.Schema]:
+def _checked_schemas(listed: list[Listed], footers: list[Footer]) -> list[pa.Schema]:
     """Share equal schemas; raise where a column's type differs inside one source."""
     shared: dict[str, pa.Schema] = {}
     types: dict[tuple[str, str], Any] = {}
@@ -359,20 +307,10 @@ def _checked_schemas(listed: list[_Listed], footers: list[Footer]) -> list[pa.Sc
         if (file.source, key) in checked:
             continue
         checked.add((file.source, key))
+        refuse_equal_names(schema, file.label)
         for column in schema:
-            first = types.setdefault((file.source, column.name), column.type)
-            if column.type != first:
-                label = f"{file.source}:{file.path}"
-                raise SchemaDriftError(drift_message(label, column.name, column.type, first))
+            found = plain_type(column.type)
+            first = types.setdefault((file.source, column.name), found)
+            if found != first:
+                raise drift(file.label, column.name, found, first)
     return out
-
-
-def _union(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    fields: dict[str, pa.Field] = {}
-    seen: set[int] = set()
-    for schema in schemas:
-        if id(schema) not in seen:
-            seen.add(id(schema))
-            for column in schema:
-                fields.setdefault(column.name, pa.field(column.name, column.type))
-    return pa.schema(list(fields.values()))

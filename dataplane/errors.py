@@ -32,6 +32,7 @@ __all__ = [
     "SelectionError",
     "StorageError",
     "WorldSizeError",
+    "missing_extra",
     "nearest",
 ]
 
@@ -58,11 +59,6 @@ class MissingExtraError(BatchloomError, ImportError):
     """A verb needs packages of an extra that is not installed."""
 
     exit_code = 2
-
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(
-            f"{what} needs the packages of the extra '{extra}': pip install 'batchloom[{extra}]'."
-        )
 
 
 class StorageError(BatchloomError, OSError):
@@ -135,6 +131,13 @@ class WorldSizeError(BatchloomError, ValueError):
 
 class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+def missing_extra(what: str, extra: str) -> MissingExtraError:
+    """Say which extra to install."""
+    return MissingExtraError(
+        f"{what} needs the packages of the extra '{extra}': pip install 'batchloom[{extra}]'"
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

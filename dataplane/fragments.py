@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +22,9 @@ import pyarrow.parquet as pq
 
 from . import ipc_messages
 from .canonical import file_sha256
-from .errors import (
-    BatchloomError,
-    DatasetError,
-    FragmentCorruptError,
-    MissingColumnError,
-    SchemaDriftError,
-    nearest,
-)
-from .storage import Location
+from .errors import BatchloomError, DatasetChangedError, FragmentCorruptError
+from .schemas import drift, missing_column, plain_schema, plain_type, refuse_equal_names
+from .storage import Location, unreadable
 
 __all__ = [
     "SUFFIXES",
@@ -63,6 +58,8 @@ class FragmentRef:
     first_row_id : int
     options : mapping
         Storage options.
+    footer_hash : str
+        Checked whenever the file is opened; empty: not.
     """
 
     uri: str
@@ -71,6 +68,7 @@ class FragmentRef:
     bytes: int
     first_row_id: int
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    footer_hash: str = ""
 
     @property
     def location(self) -> Location:
@@ -96,13 +94,16 @@ def read_footer(location: Location, size: int) -> Footer:
         format_, footer_hash, rows = _fingerprint(file, size)
         if format_ == "parquet":
             parquet = pq.ParquetFile(file)
-            return Footer(parquet.metadata.num_rows, size, footer_hash, parquet.schema_arrow)
-        if format_ == "ipc-file":
+            rows, schema = sum(_row_groups(parquet.metadata)), parquet.schema_arrow
+        elif format_ == "ipc-file":
             rows = sum(_ipc_chunk_rows(file, size))
             file.seek(0)
-            return Footer(rows, size, footer_hash, pa.ipc.open_file(file).schema)
-        file.seek(0)
-        return Footer(rows, size, footer_hash, pa.ipc.open_stream(file).schema)
+            schema = pa.ipc.open_file(file).schema
+        else:
+            file.seek(0)
+            schema = pa.ipc.open_stream(file).schema
+        plain_schema([schema])  # a damaged name or type is found where it is first looked at
+        return Footer(rows, size, footer_hash, schema)
 
 
 def read_footer_hash(location: Location, size: int) -> str:
@@ -113,7 +114,7 @@ def read_footer_hash(location: Location, size: int) -> str:
 
 def content_sha256(location: Location) -> str:
     """Return the SHA-256 of all bytes of a fragment."""
-    with location.open() as file:
+    with reading(location), location.open() as file:
         return file_sha256(_Plain(file))
 
 
@@ -167,23 +168,42 @@ def _footer_bytes(file: Any, size: int, magic: bytes) -> bytes:
 
 
 def _ipc_chunk_rows(file: Any, size: int) -> list[int]:
-    return ipc_messages.file_rows(file, _footer_bytes(file, size, b"ARROW1"))
+    return ipc_messages.file_rows(file, _footer_bytes(file, size, b"ARROW1"), size)
+
+
+def _row_groups(metadata: Any) -> list[int]:
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError(f"its row groups hold {sum(rows)} rows, its footer says otherwise")
+    return rows
 
 
 @contextmanager
 def reading(location: Location, size: int | None = None) -> Iterator[None]:
-    """Turn what Arrow says of a damaged file into `FragmentCorruptError`."""
+    """Turn what Arrow says of a damaged file into `FragmentCorruptError`.
+
+    An error with a number is the operating system's: the file is out of reach, not damaged.
+    """
     try:
         yield
-    except (BatchloomError, KeyboardInterrupt):
+    except BatchloomError:
         raise
-    except (pa.ArrowException, ValueError, OSError, EOFError, struct.error) as error:
-        found = "" if size is None else f" ({size:,} bytes)"
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise FragmentCorruptError(
-            f"{location}{found} cannot be read: {reason}. "
-            "The file is truncated or damaged; copy it again from its source."
-        ) from error
+    except (
+        pa.ArrowException,
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+        struct.error,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(location, error) from error
+        what = str(location) if size is None else f"{location} ({size:,} bytes)"
+        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        cause = "The file is truncated or damaged; copy it again from its source."
+        if isinstance(error, MemoryError):
+            cause = "Either there is too little memory for it, or the file is damaged."
+        raise FragmentCorruptError(f"{what} cannot be read: {reason}. {cause}") from error
 
 
 class FragmentReader:
@@ -196,6 +216,11 @@ class FragmentReader:
         All columns when None.
     expected : pyarrow.Schema, optional
         Types that the columns must have; else `SchemaDriftError`.
+
+    Raises
+    ------
+    DatasetChangedError
+        Where the file is not the one that was listed.
     """
 
     def __init__(
@@ -205,35 +230,49 @@ class FragmentReader:
         expected: pa.Schema | None = None,
     ) -> None:
         self.ref = ref
+        self._lock = Lock()  # one decode at a time: Arrow's readers promise nothing for threads
+        self._parquet: pq.ParquetFile | None = None
+        self._ipc: Any = None
+        self._batches: list[pa.RecordBatch] = []
         self._file = ref.location.open()
-        with reading(ref.location, ref.bytes):
-            head = bytes(self._file.read(8))
+        try:
+            with reading(ref.location, ref.bytes):
+                self._open()
+                self._choose(columns, expected)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        size = self.ref.location.size()
+        if size != self.ref.bytes:
+            self._changed(f"{self.ref.bytes:,} bytes", f"{size:,} bytes")
+        if self.ref.footer_hash:
+            found = _fingerprint(self._file, size)[1]
+            if found != self.ref.footer_hash:
+                self._changed(f"footer {self.ref.footer_hash[:16]}…", f"footer {found[:16]}…")
             self._file.seek(0)
-            self._parquet: pq.ParquetFile | None = None
-            self._ipc: Any = None
-            self._batches: list[pa.RecordBatch] = []
-            if head[:4] == b"PAR1":
-                self._open_parquet()
-            elif head[:6] == b"ARROW1":
-                self._open_ipc_file()
-            else:
-                self._open_ipc_stream()
-        if self.schema.names and len(set(self.schema.names)) != len(self.schema.names):
-            raise DatasetError(f"{ref.label}: two columns have the same name.")
-        self.columns = list(self.schema.names if columns is None else columns)
-        self._check_columns(expected)
-        if self.rows != ref.rows:
-            raise FragmentCorruptError(
-                f"{ref.label}: expected {ref.rows:,} rows, found {self.rows:,}; "
-                "the file was rewritten after it was listed."
-            )
+        head = bytes(self._file.read(8))
+        self._file.seek(0)
+        if head[:4] == b"PAR1":
+            self._open_parquet()
+        elif head[:6] == b"ARROW1":
+            self._open_ipc_file()
+        else:
+            self._open_ipc_stream()
+        if self.rows != self.ref.rows:
+            self._changed(f"{self.ref.rows:,} rows", f"{self.rows:,} rows")
+
+    def _changed(self, expected: str, found: str) -> None:
+        raise DatasetChangedError(
+            f"Fragment {self.ref.label} was rewritten after it was listed: expected {expected}, "
+            f"found {found}. Put the old file back, or open the dataset and plan again."
+        )
 
     def _open_parquet(self) -> None:
         # Page checksums are verified where the writer stored them; Arrow's default is not to.
         self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
-        metadata = self._parquet.metadata
-        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self.chunk_rows = np.array(groups, dtype=np.int64)
+        self.chunk_rows = np.array(_row_groups(self._parquet.metadata), dtype=np.int64)
         self.schema: pa.Schema = self._parquet.schema_arrow
 
     def _open_ipc_file(self) -> None:
@@ -249,21 +288,25 @@ class FragmentReader:
         self._batches = list(reader)
         self.chunk_rows = np.array([b.num_rows for b in self._batches], dtype=np.int64)
 
-    def _check_columns(self, expected: pa.Schema | None) -> None:
+    def _choose(self, columns: Sequence[str] | None, expected: pa.Schema | None) -> None:
+        """Settle the columns and the plain types in which they are given out."""
+        label, names = self.ref.label, self.schema.names
+        refuse_equal_names(self.schema, label)
+        self.columns = list(names if columns is None else columns)
+        fields = []
         for name in self.columns:
-            index = self.schema.get_field_index(name)
-            if index < 0:
-                if expected is not None and expected.get_field_index(name) >= 0:
-                    raise SchemaDriftError(
-                        f"{self.ref.label} has no column '{name}'; other fragments have it as "
-                        f"{expected.field(name).type}."
-                    )
-                raise missing_column(name, self.schema.names, self.ref.label)
-            found = self.schema.field(index).type
-            if expected is not None and expected.get_field_index(name) >= 0:
-                wanted = expected.field(name).type
-                if found != wanted:
-                    raise SchemaDriftError(drift_message(self.ref.label, name, found, wanted))
+            wanted = None
+            if expected is not None and name in expected.names:
+                wanted = plain_type(expected.field(name).type)
+            if name not in names:
+                if wanted is None:
+                    raise missing_column(name, names, label)
+                raise drift(label, name, None, wanted)
+            found = plain_type(self.schema.field(name).type)
+            if wanted is not None and found != wanted:
+                raise drift(label, name, found, wanted)
+            fields.append(pa.field(name, found))
+        self._given = pa.schema(fields)
 
     @property
     def rows(self) -> int:
@@ -271,12 +314,22 @@ class FragmentReader:
 
     def chunk(self, index: int) -> pa.RecordBatch:
         """Decode one row group or record batch."""
-        with reading(self.ref.location, self.ref.bytes):
+        with reading(self.ref.location, self.ref.bytes), self._lock:
             if self._parquet is not None:
                 table = self._parquet.read_row_group(index, columns=self.columns, use_threads=False)
-                return _one_batch(table.select(self.columns))
+                return self._plain(_one_batch(table.select(self.columns)))
             batch = self._batches[index] if self._batches else self._ipc.get_batch(index)
-            return batch.select(self.columns)
+            return self._plain(batch.select(self.columns))
+
+    def _plain(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Give equal schemas to the batches of all fragments; no value changes."""
+        if not self.columns or batch.schema.equals(self._given, check_metadata=True):
+            return batch
+        arrays = [
+            column if column.type == given.type else column.cast(given.type)
+            for column, given in zip(batch.columns, self._given, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._given)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Scan the fragment in order, at most 65,536 rows at a time."""
@@ -285,7 +338,7 @@ class FragmentReader:
                 for batch in self._parquet.iter_batches(
                     batch_size=_SCAN_ROWS, columns=self.columns, use_threads=False
                 ):
-                    yield batch.select(self.columns)
+                    yield self._plain(batch.select(self.columns))
                 return
             for index in range(len(self.chunk_rows)):
                 chunk = self.chunk(index)
@@ -306,19 +359,3 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
         pa.concat_arrays(c.chunks) if c.num_chunks else pa.array([], c.type) for c in table.columns
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
-
-
-def missing_column(name: str, known: Sequence[str], where: str) -> MissingColumnError:
-    """Say which columns exist and which is nearest."""
-    names = ", ".join(known[:30]) + (", …" if len(known) > 30 else "")
-    return MissingColumnError(
-        f"There is no column '{name}' in {where}.{nearest(name, known)} It has: {names or 'none'}."
-    )
-
-
-def drift_message(label: str, column: str, found: Any, wanted: Any) -> str:
-    """Say that one fragment holds a column as another type."""
-    return (
-        f"Column '{column}' is {found} in {label} but {wanted} in the fragments before it. "
-        "Rewrite that file with the same type; Batchloom never casts silently."
-    )

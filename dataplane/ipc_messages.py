@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Block", "StreamMessage", "file_blocks", "file_rows", "walk_stream"]
+__all__ = ["Block", "StreamMessage", "file_blocks", "file_footer", "file_rows", "walk_stream"]
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _RECORD_BATCH = 3
@@ -37,8 +37,17 @@ class Block:
     body: int
 
 
+def file_footer(data: memoryview) -> bytes:
+    """Return the footer of a whole IPC file: its size and the magic word ``ARROW1`` follow it."""
+    (length,) = struct.unpack_from("<i", data, len(data) - 10)
+    return bytes(data[len(data) - 10 - length : len(data) - 10])
+
+
 def file_blocks(footer: bytes) -> list[Block]:
-    """Return the record batches that an IPC file's footer lists (``Footer``, field 3)."""
+    """Return the record batches that an IPC file's footer lists (``Footer``, field 3).
+
+    Raises ValueError or struct.error where the footer is damaged.
+    """
     (root,) = struct.unpack_from("<I", footer, 0)
     slot = _slot(footer, root, 3)
     if slot is None:
@@ -48,14 +57,20 @@ def file_blocks(footer: bytes) -> list[Block]:
     return [Block(*struct.unpack_from("<qi4xq", footer, vector + 4 + 24 * i)) for i in range(count)]
 
 
-def file_rows(file: Any, footer: bytes) -> list[int]:
-    """Return the rows of each record batch of an IPC file."""
+def file_rows(file: Any, footer: bytes, size: int) -> list[int]:
+    """Return the rows of each record batch of an IPC file of `size` bytes."""
     rows = []
-    for block in file_blocks(footer):
+    for number, block in enumerate(file_blocks(footer)):
+        end = block.offset + block.metadata + block.body
+        if min(block.offset, block.metadata, block.body) < 0 or end > size:
+            raise ValueError(f"record batch {number} lies outside the file")
         file.seek(block.offset)
         metadata = bytes(file.read(block.metadata))
         skip = 8 if metadata[:4] == _CONTINUATION else 4
-        rows.append(_rows_and_body(metadata[skip:])[0] or 0)
+        found, _ = _rows_and_body(metadata[skip:])
+        if found is None:
+            raise ValueError(f"the footer's record batch {number} is none")
+        rows.append(found)
     return rows
 
 
@@ -72,15 +87,15 @@ def walk_stream(file: Any, size: int) -> Iterator[StreamMessage]:
         (length,) = struct.unpack_from("<i", prefix, 4)
         if length == 0:
             return  # end-of-stream marker
-        metadata = bytes(file.read(length)) if length > 0 else b""
-        if len(metadata) != length:
+        if length < 0 or position + 8 + length > size:
             raise ValueError(f"the stream ends inside the metadata of the message at {position}")
+        metadata = bytes(file.read(length))
         try:
             rows, body = _rows_and_body(metadata)
         except struct.error:
             raise ValueError(f"the metadata of the message at byte {position} is damaged") from None
         position += 8 + length + body
-        if body < 0 or position > size:
+        if position > size:
             raise ValueError("the stream ends inside a message body")
         yield StreamMessage(metadata, rows)
 
@@ -90,17 +105,24 @@ def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:
     (root,) = struct.unpack_from("<I", metadata, 0)
     kind = _field(metadata, root, 1, "<B") or 0
     body = _field(metadata, root, 3, "<q") or 0
+    if body < 0:
+        raise ValueError(f"a message says that its body has {body} bytes")
     if kind != _RECORD_BATCH:
         return None, body
     slot = _slot(metadata, root, 2)
     if slot is None:
         return 0, body
     header = slot + struct.unpack_from("<I", metadata, slot)[0]
-    return _field(metadata, header, 0, "<q") or 0, body
+    rows = _field(metadata, header, 0, "<q") or 0
+    if rows < 0:
+        raise ValueError(f"a record batch says that it has {rows} rows")
+    return rows, body
 
 
 def _slot(data: bytes, table: int, index: int) -> int | None:
     vtable = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0:  # struct would count it from the end
+        raise struct.error("a table's layout lies before the buffer")
     (vtable_size,) = struct.unpack_from("<H", data, vtable)
     entry = 4 + 2 * index
     if entry >= vtable_size:

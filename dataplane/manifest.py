@@ -23,7 +23,7 @@ at an epoch's end. A part is named by the SHA-256 of its bytes.
 
 **Header.** ``manifest.json`` is ``{manifest_id, header_sha256, identity, provenance}`` in canonical
 JSON (see `canonical`). ``manifest_id`` is the SHA-256 of ``identity``, ``header_sha256`` that of
-``{identity, provenance}``.
+``{identity, provenance}``. This envelope is the same in every version.
 
 *identity* is what was decided, and nothing else: ``format``, ``schema_version``,
 ``reader_features``; ``snapshot`` (the fragment table); ``stages`` with resolved parameters and
@@ -34,9 +34,9 @@ Each epoch has ``epoch, steps, micro_batches, samples, smallest_micro_batch,
 last_step_micro_batches, micro_divisor`` (the greatest number that divides every step's count of
 micro-batches), ``coverage`` (``exactly_once``, ``subset`` or ``with_replacement``),
 ``distinct_rows``, ``dropped_rows`` (selected but in no micro-batch), ``weight_sum`` (the integer
-Σ round(w · 2²⁴)) and ``logical_digest``: SHA-256 over the blocks' logical digests in order; a
-block's is SHA-256 over its columns in the order above, little-endian, a list as int64 offsets from
-0 followed by its values.
+Σ round(w · 2²⁴), halves to even) and ``logical_digest``: SHA-256 over the blocks' logical digests
+in order; a block's is SHA-256 over its columns in the order above, little-endian, a list as int64
+offsets from 0 followed by its values.
 
 *provenance* is how it was written: versions, reports of the stages, and for each part ``name,
 epoch, bytes, sha256, frame_sha256`` (of all bytes outside block bodies) and for each block
@@ -55,31 +55,26 @@ opens; a newer major version and an unknown reader feature are refused by name.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from .canonical import digest, pretty_json
+from .canonical import known_fields
 from .dataset import Dataset, DatasetLike, open_dataset
-from .errors import ManifestCorruptError, ManifestError, ManifestVersionError, nearest
+from .errors import ManifestCorruptError, ManifestError
+from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
 from .manifest_part import PartReader, PartRecord, block_digest, part_schema
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn, Unit, WeightSemantics
 from .snapshot import Snapshot
 
 __all__ = ["HEADER", "SCHEMA_VERSION", "Epoch", "EpochRecord", "Manifest"]
 
-HEADER = "manifest.json"
-FORMAT = "batchloom-manifest"
-SCHEMA_VERSION = "1.0"
-KNOWN_FEATURES: frozenset[str] = frozenset()
 WEIGHT_ONE = 1 << 24  # the integer that stands for a weight of 1 in weight sums
 
 _log = logging.getLogger("batchloom")
@@ -129,11 +124,21 @@ class Manifest:
         self.seed: int = self.identity["seed"]
         self.unit: Unit = self.identity["unit"]
         self.weight_semantics: WeightSemantics | None = self.identity["weight_semantics"]
-        self.side_columns = tuple(SideColumn(**c) for c in self.identity["side_columns"])
-        self.records = {e["epoch"]: EpochRecord(**e) for e in self.identity["epochs"]}
+        self.side_columns = tuple(
+            known_fields(SideColumn, c) for c in self.identity["side_columns"]
+        )
+        records = [known_fields(EpochRecord, e) for e in self.identity["epochs"]]
+        self.records = {record.epoch: record for record in records}
         self.parts = [PartRecord.from_json(p) for p in self.provenance["parts"]]
         schema = part_schema(self.weight_semantics is not None, self.side_columns)
         self._readers = [PartReader(path / p.name, p, schema) for p in self.parts]
+        for record in records:
+            listed = sum(r.micro_batches for r in self.parts if r.epoch == record.epoch)
+            if listed != record.micro_batches:
+                raise ManifestCorruptError(
+                    f"{path / HEADER}, epoch {record.epoch}: expected {record.micro_batches} "
+                    f"micro-batches, the parts list {listed}. Plan anew."
+                )
 
     @classmethod
     def open(
@@ -153,8 +158,8 @@ class Manifest:
         ManifestCorruptError, ManifestVersionError, ManifestError
         """
         folder = Path(path)
-        header = _read_header(folder)
-        with _malformed(folder / HEADER):
+        header = read_header(folder)
+        with malformed(folder / HEADER):
             manifest = cls(folder, header)
         if verify == "all":
             manifest.verify()
@@ -255,18 +260,18 @@ class Epoch:
         self._side = side
         self._blocks = [(r, i) for r in readers for i in range(len(r.record.blocks))]
         jump = [b for r in readers for b in r.record.blocks]
-        self._ends = np.cumsum([b.micro_batches for b in jump], dtype=np.int64)
-        self._first = [(b.first_step, b.first_micro) for b in jump]
+        self._ends = list(accumulate(b.micro_batches for b in jump))
+        self._first_steps = [b.first_step for b in jump]
 
     def __len__(self) -> int:
         return self.record.micro_batches
 
     def _at(self, index: int) -> tuple[BatchPlan, int]:
         """Return (block, index in it) of a micro-batch."""
-        block = int(np.searchsorted(self._ends, index, side="right"))
+        block = bisect_right(self._ends, index)
         reader, number = self._blocks[block]
         plan = reader.block(number)
-        return plan, index - (int(self._ends[block]) - len(plan))
+        return plan, index - (self._ends[block] - len(plan))
 
     def __getitem__(self, index: int) -> MicroBatch:
         if not 0 <= index < len(self):
@@ -287,29 +292,32 @@ class Epoch:
             yield reader.block(number)
 
     def plan(self, start: int = 0, stop: int | None = None) -> BatchPlan:
-        """Return micro-batches `start` to `stop` as one plan."""
+        """Return micro-batches `start` to `stop` as one plan; views where they are in one block."""
         stop = len(self) if stop is None else stop
+        if not 0 <= start <= stop <= len(self):
+            raise ManifestError(
+                f"Epoch {self.record.epoch} holds micro-batches 0 to {len(self)}; {start} to "
+                f"{stop} were asked for."
+            )
+        if start == stop:
+            return self._at(0)[0].slice(0, 0)
         parts = []
         while start < stop:
             block, k = self._at(start)
             end = min(len(block), k + stop - start)
             parts.append(block.slice(k, end))
             start += end - k
-        return BatchPlan.concat(parts) if parts else BatchPlan.of([0], [])
+        return BatchPlan.concat(parts)
 
     def find_step(self, step: int) -> int:
         """Return the index of the first micro-batch whose step is at or after `step`."""
-        block = int(np.searchsorted(np.array([s for s, _ in self._first]), step, side="left"))
-        # The step may begin inside the block before.
-        block = max(0, block - 1)
-        while block < len(self._blocks):
-            reader, number = self._blocks[block]
-            plan = reader.block(number)
-            inside = int(np.searchsorted(plan.step, np.uint64(step), side="left"))
-            if inside < len(plan):
-                return int(self._ends[block]) - len(plan) + inside
-            block += 1
-        return len(self)
+        if step <= self._first_steps[0]:
+            return 0
+        # The last block that begins before the step: it begins in there or with the next block.
+        block = bisect_left(self._first_steps, step) - 1
+        reader, number = self._blocks[block]
+        plan = reader.block(number)
+        return self._ends[block] - len(plan) + bisect_left(plan.step, step)
 
     def step(self, step: int) -> BatchPlan:
         """Return the micro-batches of one step."""
@@ -317,9 +325,13 @@ class Epoch:
         stop = self.find_step(step + 1)
         if start == stop:
             raise ManifestError(
-                f"Epoch {self.record.epoch} holds no step {step}; it has {self.record.steps} steps."
+                f"Epoch {self.record.epoch} holds no step {step}; it has {self.record.steps} "
+                f"steps, the last of them step {self._last_step()}."
             )
         return self.plan(start, stop)
+
+    def _last_step(self) -> int:
+        return int(self._at(len(self) - 1)[0].step[-1])
 
     def check_digest(self, path: Path) -> None:
         """Recompute the logical digest."""
@@ -337,91 +349,6 @@ def _side_at(value: Any, column: SideColumn, k: int, a: int, b: int) -> Any:
     if isinstance(value, Ragged):
         return value.slice(a, b)
     return value[k] if column.kind == "batch" else value[a:b]
-
-
-# --- header ---------------------------------------------------------------------------------------
-
-
-def header_bytes(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> bytes:
-    """Return the bytes of ``manifest.json``."""
-    return pretty_json(
-        {
-            "manifest_id": digest(identity),
-            "header_sha256": digest({"identity": identity, "provenance": provenance}),
-            "identity": identity,
-            "provenance": provenance,
-        }
-    )
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(_what_is(folder)) from None
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
-    with _malformed(path):
-        header: dict[str, Any] = json.loads(data)
-        identity, provenance = header["identity"], header["provenance"]
-        _check_version(path, identity)
-        found = digest({"identity": identity, "provenance": provenance})
-        if found != header["header_sha256"]:
-            raise ManifestCorruptError(
-                f"{path}: expected header hash {header['header_sha256']}, found {found}. "
-                "The header was edited or damaged."
-            )
-        if data != header_bytes(identity, provenance):
-            raise ManifestCorruptError(
-                f"{path}: expected the canonical form of manifest {digest(identity)}, found other "
-                "bytes. The header was edited or damaged."
-            )
-    return header
-
-
-@contextmanager
-def _malformed(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ManifestError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ManifestCorruptError(
-            f"{path} is not a manifest's header: {type(error).__name__}: {error}. "
-            "Copy the manifest again or plan anew."
-        ) from error
-
-
-def _check_version(path: Path, identity: Mapping[str, Any]) -> None:
-    if identity.get("format") != FORMAT:
-        raise ManifestCorruptError(
-            f"{path}: expected format '{FORMAT}', found {identity.get('format')!r}."
-        )
-    version = str(identity["schema_version"])
-    major, minor = (int(part) for part in version.split("."))
-    mine, my_minor = (int(part) for part in SCHEMA_VERSION.split("."))
-    if major != mine:
-        raise ManifestVersionError(
-            f"{path} has format version {version}; this reader knows {mine}.x. Update batchloom."
-        )
-    unknown = sorted(set(identity["reader_features"]) - KNOWN_FEATURES)
-    if unknown:
-        raise ManifestVersionError(
-            f"{path} needs the reader feature '{unknown[0]}', which this version does not know. "
-            "Update batchloom."
-        )
-    if minor > my_minor:
-        _log.warning("%s has format version %s, newer than %s", path, version, SCHEMA_VERSION)
-
-
-def _what_is(folder: Path) -> str:
-    if not folder.exists():
-        siblings = [p.name for p in folder.parent.glob("*")] if folder.parent.is_dir() else []
-        return f"There is no manifest at {folder}.{nearest(folder.name, siblings)}"
-    if any(folder.glob(f"epochs-*/{HEADER}")):
-        return f"{folder} is a series of manifests; name a member of it."
-    return f"{folder} is not a manifest: it holds no {HEADER}."
 
 
 def records_to_json(parts: list[PartRecord]) -> list[dict[str, Any]]:

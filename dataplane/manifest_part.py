@@ -6,25 +6,39 @@ of its body, the bytes outside all bodies (the *frame*), and its logical content
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-import struct
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from .canonical import known_fields
+from .columns import as_arrow, as_numpy
+from .commit import sync_path
 from .errors import ManifestCorruptError
+from .ipc_messages import file_blocks, file_footer
 from .plan import BatchPlan, Ragged, SideColumn, SideValue
 from .storage import storing
 
 __all__ = ["BlockRecord", "PartReader", "PartRecord", "PartWriter", "block_digest"]
 
 _CACHED_BLOCKS = 64
+
+# The bytes of a part are part of its name: nothing about them is left to the environment, where
+# ARROW_PRE_0_15_IPC_FORMAT would change them.
+_OPTIONS = pa.ipc.IpcWriteOptions(
+    metadata_version=pa.ipc.MetadataVersion.V5,
+    use_legacy_format=False,
+    compression=None,
+    use_threads=False,
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,27 @@ class PartRecord:
     frame_sha256: str
     blocks: tuple[BlockRecord, ...]
 
+    @property
+    def micro_batches(self) -> int:
+        return sum(block.micro_batches for block in self.blocks)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PartRecord:
-        blocks = tuple(BlockRecord(**b) for b in value["blocks"])
-        return cls(**{**value, "blocks": blocks})
+        """Read a part's record; ValueError where its name or its blocks' places cannot be."""
+        blocks = tuple(known_fields(BlockRecord, b) for b in value["blocks"])
+        part = known_fields(cls, {**value, "blocks": blocks})
+        if part.name != f"part-{part.sha256}.arrow" or not re.fullmatch(
+            "[0-9a-f]{64}", part.sha256
+        ):
+            raise ValueError(f"the part '{part.name}' is not named by its hash {part.sha256}")
+        at = 0
+        for block in blocks:
+            if block.offset < at or block.length < 0:
+                raise ValueError(f"the blocks of {part.name} overlap at byte {block.offset}")
+            at = block.offset + block.length
+        if at > part.bytes:
+            raise ValueError(f"the blocks of {part.name} end at byte {at} of {part.bytes}")
+        return part
 
 
 def part_schema(weighted: bool, side: Sequence[SideColumn]) -> pa.Schema:
@@ -75,29 +106,29 @@ def part_schema(weighted: bool, side: Sequence[SideColumn]) -> pa.Schema:
 
 
 def _encode(plan: BatchPlan, schema: pa.Schema) -> pa.RecordBatch:
-    offsets = pa.array(plan.offsets)
+    offsets = as_arrow(plan.offsets)
 
     def lists(values: Any, type_: pa.DataType) -> pa.Array:
         return pa.LargeListArray.from_arrays(offsets, values, type=type_)
 
     arrays = [
-        pa.array(plan.step),
-        pa.array(plan.micro),
-        lists(pa.array(plan.rows), schema.field("rows").type),
+        as_arrow(plan.step),
+        as_arrow(plan.micro),
+        lists(as_arrow(plan.rows), schema.field("rows").type),
     ]
     if plan.weights is not None:
-        arrays.append(lists(pa.array(plan.weights), schema.field("weights").type))
+        arrays.append(lists(as_arrow(plan.weights), schema.field("weights").type))
     for name in schema.names[len(arrays) :]:
         value, type_ = plan.side[name], schema.field(name).type
         if isinstance(value, Ragged):
             inner = pa.LargeListArray.from_arrays(
-                pa.array(value.offsets), pa.array(value.values), type=type_.value_type
+                as_arrow(value.offsets), as_arrow(value.values), type=type_.value_type
             )
             arrays.append(lists(inner, type_))
         elif pa.types.is_large_list(type_):
-            arrays.append(lists(pa.array(value), type_))
+            arrays.append(lists(as_arrow(value), type_))
         else:
-            arrays.append(pa.array(value))
+            arrays.append(as_arrow(value))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -134,129 +165,72 @@ def block_digest(plan: BatchPlan, side: Sequence[SideColumn]) -> bytes:
 # --- writing --------------------------------------------------------------------------------------
 
 
-class _HashingFile:
-    """A file that hashes what passes: the whole, the frame, and the body of the current block."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.closed = False
-        self.position = 0
-        self.whole = hashlib.sha256()
-        self.frame = hashlib.sha256()
-        self._body: Any = None
-        self._prefix = b""
-        self._metadata_left = 0
-        self._body_start = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._file.write(view)
-        self.whole.update(view)
-        if self._body is None:
-            self.frame.update(view)
-        else:
-            self._split(view)
-        self.position += len(view)
-        return len(view)
-
-    def _split(self, view: memoryview) -> None:
-        """A message is an 8-byte prefix with the size of its metadata, the metadata, the body."""
-        at = 0
-        if len(self._prefix) < 8:
-            at = min(8 - len(self._prefix), len(view))
-            self._prefix += bytes(view[:at])
-            self.frame.update(view[:at])
-            if len(self._prefix) == 8:
-                (self._metadata_left,) = struct.unpack_from("<i", self._prefix, 4)
-                self._body_start = self.position + at + self._metadata_left
-        if self._metadata_left and at < len(view):
-            take = min(self._metadata_left, len(view) - at)
-            self.frame.update(view[at : at + take])
-            self._metadata_left -= take
-            at += take
-        if at < len(view):
-            self._body.update(view[at:])
-
-    def begin_block(self) -> None:
-        self._body, self._prefix, self._metadata_left = hashlib.sha256(), b"", 0
-
-    def end_block(self) -> tuple[int, int, str]:
-        """Return (offset, length, SHA-256) of the body just written."""
-        done, self._body = self._body.hexdigest(), None
-        return self._body_start, self.position - self._body_start, done
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self.position
-
-    def close(self) -> None:
-        self.closed = True
-
-
 class PartWriter:
-    """Writes one part into a staging folder; `finish` names it by its content."""
+    """Writes one part into a staging folder; `finish` names it by its content.
+
+    Arrow writes the file by itself: a sink in Python would be called from inside Arrow, where an
+    interrupt of the user's can get lost. The hashes are taken from the page cache at the end.
+    """
 
     def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
         self._path = folder / f"part-{number:06d}.tmp"
         self._what = f"Writing part {number} of the manifest"
         self._schema = schema
-        self._blocks: list[BlockRecord] = []
+        self._firsts: list[tuple[int, int, int, int]] = []
         with storing(self._what, self._path):
-            self._raw = open(self._path, "wb")  # noqa: SIM115 - closed in `finish` or `abandon`
-            self._file = _HashingFile(self._raw)
-            self._writer = pa.RecordBatchFileWriter(pa.PythonFile(self._file, mode="w"), schema)
+            self._file = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.RecordBatchFileWriter(self._file, schema, options=_OPTIONS)
         self.rows = 0
 
     def write(self, plan: BatchPlan) -> None:
         """Append one block."""
         with storing(self._what, self._path):
-            self._file.begin_block()
             self._writer.write_batch(_encode(plan, self._schema))
-            offset, length, sha256 = self._file.end_block()
-        self._blocks.append(
-            BlockRecord(
-                offset,
-                length,
-                sha256,
-                int(plan.step[0]),
-                int(plan.micro[0]),
-                len(plan),
-                len(plan.rows),
-            )
-        )
+        self._firsts.append((int(plan.step[0]), int(plan.micro[0]), len(plan), len(plan.rows)))
         self.rows += len(plan.rows)
 
     def finish(self, epoch: int) -> PartRecord:
         """Flush to disk and rename to ``part-<sha256>.arrow``."""
         with storing(self._what, self._path):
             self._writer.close()
-            self._raw.flush()
-            os.fsync(self._raw.fileno())
-            self._raw.close()
-            sha256 = self._file.whole.hexdigest()
-            name = f"part-{sha256}.arrow"
-            self._path.rename(self._path.with_name(name))
-        return PartRecord(
-            name,
-            epoch,
-            self._file.position,
-            sha256,
-            self._file.frame.hexdigest(),
-            tuple(self._blocks),
-        )
+            self._file.close()
+            sync_path(self._path)
+            with pa.memory_map(str(self._path), "rb") as file:
+                data = memoryview(file.read_buffer())
+            record = self._record(epoch, data)
+            self._path.rename(self._path.with_name(record.name))
+        return record
+
+    def _record(self, epoch: int, data: memoryview) -> PartRecord:
+        """Hash the file: the whole, each body, and the frame around them."""
+        frame, at, blocks = hashlib.sha256(), 0, []
+        places = file_blocks(file_footer(data))
+        for place, first in zip(places, self._firsts, strict=True):
+            start = place.offset + place.metadata
+            frame.update(data[at:start])
+            at = start + place.body
+            sha256 = hashlib.sha256(data[start:at]).hexdigest()
+            blocks.append(BlockRecord(start, place.body, sha256, *first))
+        frame.update(data[at:])
+        whole = hashlib.sha256(data).hexdigest()
+        name = f"part-{whole}.arrow"
+        return PartRecord(name, epoch, len(data), whole, frame.hexdigest(), tuple(blocks))
 
     def abandon(self) -> None:
-        """Close without finishing."""
-        self._raw.close()
+        """Close and remove the file; a full disk may keep it from being flushed first."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 class PartReader:
-    """A mapped part: its frame is checked at opening, a block's hash when it is first touched."""
+    """A mapped part: its frame is checked at opening, a block's hash when it is first touched.
+
+    May be used from several threads.
+    """
 
     def __init__(self, path: Path, record: PartRecord, schema: pa.Schema) -> None:
         self.path = path
@@ -264,9 +238,10 @@ class PartReader:
         self._schema = schema
         self._verified: set[int] = set()
         self._blocks: OrderedDict[int, BatchPlan] = OrderedDict()
+        self._lock = Lock()
+        self._reader: Any = None
         self._data = memoryview(self._map())
         self._check_frame()
-        self._reader: Any = None
 
     def _map(self) -> Any:
         try:
@@ -317,15 +292,31 @@ class PartReader:
         """Return a verified block as views of the map."""
         plan = self._blocks.get(index)
         if plan is None:
-            self.verify_block(index)
+            with self._lock:
+                plan = self._load(index)
+                self._blocks[index] = plan
+                if len(self._blocks) > _CACHED_BLOCKS:
+                    self._blocks.popitem(last=False)
+        return plan
+
+    def _load(self, index: int) -> BatchPlan:
+        self.verify_block(index)
+        try:
             if self._reader is None:
                 self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._data)))
-                if not self._reader.schema.equals(self._schema):
-                    raise self._corrupt("columns", self._schema.names, self._reader.schema.names)
+            if not self._reader.schema.equals(self._schema):
+                raise self._corrupt("columns", self._schema.names, self._reader.schema.names)
             plan = _decode(self._reader.get_batch(index))
-            self._blocks[index] = plan
-            if len(self._blocks) > _CACHED_BLOCKS:
-                self._blocks.popitem(last=False)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise self._corrupt(f"block {index}", "a record batch", error) from error
+        block = self.record.blocks[index]
+        for what, expected, found in (
+            ("micro-batches", block.micro_batches, len(plan)),
+            ("rows", block.rows, len(plan.rows)),
+            ("first step", block.first_step, int(plan.step[0])),
+        ):
+            if expected != found:
+                raise self._corrupt(f"block {index}", f"{what} {expected}", found)
         return plan
 
     def _corrupt(self, where: str, expected: Any, found: Any) -> ManifestCorruptError:
@@ -337,7 +328,7 @@ class PartReader:
 
 def _decode(batch: pa.RecordBatch) -> BatchPlan:
     rows = batch.column("rows")
-    offsets = _view(rows.offsets)
+    offsets = as_numpy(rows.offsets)
     weights = batch.column("weights").values if "weights" in batch.schema.names else None
     side: dict[str, SideValue] = {}
     for name in batch.schema.names:
@@ -347,20 +338,14 @@ def _decode(batch: pa.RecordBatch) -> BatchPlan:
         if pa.types.is_large_list(column.type):
             column = column.values
             if pa.types.is_large_list(column.type):
-                side[name] = Ragged(_view(column.offsets), _view(column.values))
+                side[name] = Ragged(as_numpy(column.offsets), as_numpy(column.values))
                 continue
-        side[name] = _view(column)
+        side[name] = as_numpy(column)
     return BatchPlan(
         offsets,
-        _view(rows.values),
-        None if weights is None else _view(weights),
-        _view(batch.column("step")),
-        _view(batch.column("micro")),
+        as_numpy(rows.values),
+        None if weights is None else as_numpy(weights),
+        as_numpy(batch.column("step")),
+        as_numpy(batch.column("micro")),
         side,
     )
-
-
-def _view(array: pa.Array) -> Any:
-    from .columns import as_numpy
-
-    return as_numpy(array)

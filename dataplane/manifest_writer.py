@@ -11,8 +11,7 @@ the dataset counts the coverage. What is not committed leaves nothing behind.
 
 from __future__ import annotations
 
-import hashlib
-import math
+import operator
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,34 +19,28 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-
-from .canonical import digest
+from .canonical import digest, plain_json
 from .commit import publish, staging, write_synced
-from .coverage import Coverage
-from .errors import ManifestConflictError, SelectionError, StorageError
-from .manifest import (
-    FORMAT,
-    HEADER,
-    SCHEMA_VERSION,
-    WEIGHT_ONE,
-    EpochRecord,
-    Manifest,
-    header_bytes,
-    records_to_json,
+from .deep_hashes import find_deep_hashes, write_deep_hashes
+from .epoch_writer import EpochWriter
+from .errors import (
+    ManifestConflictError,
+    ManifestError,
+    ParameterError,
+    SelectionError,
+    StorageError,
 )
-from .manifest_part import PartRecord, PartWriter, block_digest, part_schema
+from .manifest import EpochRecord, Manifest, records_to_json
+from .manifest_header import FORMAT, HEADER, SCHEMA_VERSION, header_bytes
+from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
-from .snapshot import Snapshot, write_deep_hashes
+from .random import checked_seed
+from .snapshot import Snapshot
 from .storage import storing
 
 __all__ = ["ManifestWriter"]
-
-BLOCK_MICRO_BATCHES = 4096
-BLOCK_ROWS = 1 << 20
-PART_ROWS = 4 << 20
 
 
 class ManifestWriter:
@@ -88,7 +81,12 @@ class ManifestWriter:
         deep_hashes: Mapping[str, str] | None = None,
     ) -> None:
         self.target = Path(target)
-        refuse_foreign_target(self.target)
+        self._place = Path(os.path.realpath(target))  # a link may name it; renames must not hit it
+        refuse_foreign_target(self._place)
+        _refuse_unknown("unit", unit, get_args(Unit))
+        _refuse_unknown("weight_semantics", weight_semantics, (None, *get_args(WeightSemantics)))
+        if len({c.name for c in side}) < len(side):
+            raise SelectionError("Two side columns have the same name.")
         if any(c.kind == "csr" for c in side):
             unit = "micro"
         self._snapshot = snapshot
@@ -99,8 +97,8 @@ class ManifestWriter:
             "schema_version": SCHEMA_VERSION,
             "reader_features": [],
             "snapshot": snapshot.to_json(),
-            "stages": [dict(s) for s in stages],
-            "seed": seed,
+            "stages": plain_json(list(stages), "stages"),
+            "seed": checked_seed(seed),
             "unit": unit,
             "weight_semantics": weight_semantics,
             "side_columns": [{"name": c.name, "kind": c.kind, "type": c.type} for c in side],
@@ -109,12 +107,13 @@ class ManifestWriter:
             "signals": signals,
         }
         self._deep_hashes = deep_hashes
+        self._closed = False
         self._records: list[EpochRecord] = []
         self._parts: list[PartRecord] = []
         self._fragments: set[int] = set()
-        self._open: _OpenEpoch | None = None
+        self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
-        self._folder = self._cleanup.enter_context(staging(self.target))
+        self._folder = self._cleanup.enter_context(staging(self._place))
 
     def __enter__(self) -> ManifestWriter:
         return self
@@ -129,14 +128,23 @@ class ManifestWriter:
 
     def abandon(self) -> None:
         """Drop what was staged; nothing after `commit`."""
+        self._closed = True
         if self._open is not None:
             self._open.abandon()
             self._open = None
         self._cleanup.close()
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ManifestError(f"The writer of {self.target} is closed; make another one.")
+        if self._open is not None:
+            raise SelectionError(
+                f"Epoch {self._open.number} is still open; leave its 'with' block first."
+            )
+
     @contextmanager
     def epoch(self, number: int, *, eligible_rows: int | None = None) -> Iterator[None]:
-        """Write one epoch, by `append` inside the block.
+        """Write one epoch, by `append` inside the block; an exception in there drops the epoch.
 
         Parameters
         ----------
@@ -145,20 +153,34 @@ class ManifestWriter:
         eligible_rows : int, optional
             Rows that were selected; those that are in no micro-batch are counted as dropped.
         """
-        if self._records and number <= self._records[-1].epoch:
+        self._refuse_closed()
+        number = operator.index(number)
+        last = self._records[-1].epoch if self._records else -1
+        if number <= last:
             raise SelectionError(
-                f"Epochs are written in ascending order; {number} came after "
-                f"{self._records[-1].epoch}."
+                f"Epochs count from 0 and are written in ascending order; {number} came after "
+                f"{last if self._records else 'none'}."
             )
-        self._open = _OpenEpoch(number, self)
-        yield
-        record, fragments = self._open.finish(eligible_rows)
-        self._open = None
+        self._open = epoch = EpochWriter(
+            number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
+        )
+        try:
+            yield
+            record, fragments = epoch.finish(eligible_rows)
+        except BaseException:
+            epoch.abandon(keep={part.name for part in self._parts})
+            raise
+        finally:
+            self._open = None
         self._records.append(record)
+        self._parts += epoch.parts
         self._fragments.update(fragments)
 
     def append(self, plan: BatchPlan) -> None:
-        """Append micro-batches to the open epoch; `SelectionError` where they are no plan."""
+        """Append micro-batches to the open epoch; `SelectionError` where they are no plan.
+
+        The plan's arrays may be changed afterwards. What is refused leaves the epoch as it was.
+        """
         if self._open is None:
             raise SelectionError("Open an epoch before appending: with writer.epoch(0): ...")
         plan.check(self._side)
@@ -184,6 +206,7 @@ class ManifestWriter:
         ManifestConflictError
             Where the target holds another manifest, or anything else.
         """
+        self._refuse_closed()
         if not self._records:
             raise SelectionError("A manifest needs at least one epoch.")
         everywhere = [i for i, f in enumerate(self._snapshot.fragments) if f.rows]
@@ -195,7 +218,7 @@ class ManifestWriter:
         }
         provenance = {
             "created_by": _versions(),
-            "reports": dict(reports or {}),
+            "reports": plain_json(reports or {}, "reports", non_finite=True),
             "parts": records_to_json(self._parts),
         }
         header = header_bytes(identity, provenance)
@@ -203,153 +226,44 @@ class ManifestWriter:
             if self._deep_hashes is not None:
                 write_deep_hashes(self._folder, self._deep_hashes)
             write_synced(self._folder / HEADER, header)
-        if not publish(self._folder, self.target):
+        if not publish(self._folder, self._place):
             self._accept_existing(identity)
-        self._cleanup.close()
+        self.abandon()
         return Manifest.open(self.target)
 
     def _accept_existing(self, identity: Mapping[str, Any]) -> None:
-        refuse_foreign_target(self.target)
+        refuse_foreign_target(self._place)
         mine, there = digest(identity), Manifest.open(self.target).manifest_id
         if mine != there:
             raise ManifestConflictError(
                 f"{self.target} holds another manifest: expected id {mine}, found {there}. "
                 "Choose another target, or remove that one first."
             )
+        if self._deep_hashes is not None and find_deep_hashes(self._place) is None:
+            write_deep_hashes(self._place, self._deep_hashes)
 
 
-class _OpenEpoch:
-    """Blocks and counts of the epoch being written."""
-
-    def __init__(self, number: int, writer: ManifestWriter) -> None:
-        self._number = number
-        self._folder = writer._folder
-        self._schema, self._side = writer._schema, writer._side
-        self._finished: list[PartRecord] = writer._parts
-        self._coverage = Coverage(writer._snapshot)
-        self._part: PartWriter | None = None
-        self._pending: list[BatchPlan] = []
-        self._pending_rows = self._pending_batches = 0
-        self._digest = hashlib.sha256()
-        self._steps = self._batches = self._weight = 0
-        self._smallest = self._divisor = 0
-        self._step, self._in_step = -1, 0  # the step that may still grow
-
-    def append(self, plan: BatchPlan) -> None:
-        if len(plan) == 0:
-            return
-        self._coverage.mark(plan.rows)
-        self._count(plan)
-        self._pending.append(plan)
-        self._pending_rows += len(plan.rows)
-        self._pending_batches += len(plan)
-        if self._pending_rows >= BLOCK_ROWS or self._pending_batches >= BLOCK_MICRO_BATCHES:
-            self._flush(last=False)
-
-    def _count(self, plan: BatchPlan) -> None:
-        sizes = np.diff(plan.offsets)
-        smallest = int(sizes.min())
-        self._smallest = min(self._smallest, smallest) if self._batches else smallest
-        self._batches += len(plan)
-        if plan.weights is None:
-            self._weight += len(plan.rows) * WEIGHT_ONE
-        else:
-            scaled = np.rint(plan.weights.astype(np.float64) * WEIGHT_ONE)
-            self._weight += int(scaled.astype(np.int64).sum())
-        self._count_steps(plan)
-
-    def _count_steps(self, plan: BatchPlan) -> None:
-        """Check that micro-batches number each step from 0 and steps ascend."""
-        step, micro = plan.step.astype(np.int64), plan.micro.astype(np.int64)
-        before_step = np.concatenate([[self._step], step[:-1]])
-        before_micro = np.concatenate([[self._in_step - 1], micro[:-1]])
-        follows = (step == before_step) & (micro == before_micro + 1)
-        begins = (step > before_step) & (micro == 0)
-        if not (follows | begins).all():
-            at = int(np.argmin(follows | begins))
-            raise SelectionError(
-                f"Micro-batch ({step[at]}, {micro[at]}) cannot follow "
-                f"({before_step[at]}, {before_micro[at]}): steps ascend, and micro-batches count "
-                "from 0 in each step."
-            )
-        starts = np.flatnonzero(begins)
-        self._steps += len(starts)
-        if not len(starts):
-            self._in_step += len(plan)
-            return
-        closed = [self._in_step + int(starts[0])] if self._step >= 0 else []
-        closed += np.diff(starts).tolist()
-        self._divisor = math.gcd(self._divisor, *closed)
-        self._step, self._in_step = int(step[-1]), len(plan) - int(starts[-1])
-
-    def _flush(self, *, last: bool) -> None:
-        plan, start = BatchPlan.concat(self._pending), 0
-        while start < len(plan):
-            reaches = int(plan.offsets[start]) + BLOCK_ROWS
-            by_rows = int(np.searchsorted(plan.offsets, reaches, side="left"))
-            stop = min(by_rows, start + BLOCK_MICRO_BATCHES)
-            if stop > len(plan):
-                if not last:
-                    break
-                stop = len(plan)
-            self._write(plan.slice(start, stop))
-            start = stop
-        rest = plan.slice(start, len(plan))
-        self._pending = [rest] if len(rest) else []
-        self._pending_rows, self._pending_batches = len(rest.rows), len(rest)
-
-    def _write(self, block: BatchPlan) -> None:
-        if self._part is None:
-            self._part = PartWriter(self._folder, len(self._finished), self._schema)
-        self._digest.update(block_digest(block, self._side))
-        self._part.write(block)
-        if self._part.rows >= PART_ROWS:
-            self._close_part()
-
-    def _close_part(self) -> None:
-        if self._part is not None:
-            self._finished.append(self._part.finish(self._number))
-            self._part = None
-
-    def finish(self, eligible_rows: int | None) -> tuple[EpochRecord, list[int]]:
-        if self._batches == 0:
-            raise SelectionError(
-                f"Epoch {self._number} holds no micro-batch: no row was selected, or drop_last "
-                "dropped the only one."
-            )
-        if self._pending:
-            self._flush(last=True)
-        self._close_part()
-        seen = self._coverage
-        record = EpochRecord(
-            epoch=self._number,
-            steps=self._steps,
-            micro_batches=self._batches,
-            samples=seen.samples,
-            smallest_micro_batch=self._smallest,
-            last_step_micro_batches=self._in_step,
-            micro_divisor=math.gcd(self._divisor, self._in_step),
-            coverage=seen.kind,
-            distinct_rows=seen.distinct,
-            dropped_rows=0 if eligible_rows is None else eligible_rows - seen.distinct,
-            weight_sum=self._weight,
-            logical_digest=self._digest.hexdigest(),
-        )
-        return record, seen.fragments()
-
-    def abandon(self) -> None:
-        if self._part is not None:
-            self._part.abandon()
+def _refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        choices = ", ".join(repr(k) for k in known)
+        raise ParameterError(f"A manifest's '{name}' must be one of {choices}. Got {value!r}.")
 
 
 def refuse_foreign_target(target: Path) -> None:
     """Raise `ManifestConflictError` where the target holds something that is no manifest."""
-    if target.is_dir() and any(target.iterdir()) and not (target / HEADER).exists():
-        raise ManifestConflictError(
-            f"{target} holds other files and no manifest; choose another target."
-        )
-    if target.exists() and not target.is_dir():
-        raise ManifestConflictError(f"{target} is a file; choose another target.")
+    with storing("Looking at the target", target):
+        if target.exists() and not target.is_dir():
+            raise ManifestConflictError(f"{target} is a file; choose another target.")
+        if not target.is_dir() or (target / HEADER).exists():
+            return
+        if any(target.iterdir()):
+            raise ManifestConflictError(
+                f"{target} holds other files and no manifest; choose another target."
+            )
+        if os.path.ismount(target):
+            raise ManifestConflictError(
+                f"{target} is a mount point, which no rename can replace; choose a folder in it."
+            )
 
 
 def check_space(folder: Path, bytes_needed: int) -> None:
@@ -359,7 +273,7 @@ def check_space(folder: Path, bytes_needed: int) -> None:
         there = there.parent
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
-    if bytes_needed > free:
+    if status.f_blocks and bytes_needed > free:
         raise StorageError(
             f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
             "Free some space or choose another target; nothing was written."

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import reprlib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, dataclass_transform
 
@@ -27,7 +29,7 @@ import pydantic
 import pydantic.dataclasses
 from pydantic.fields import FieldInfo
 
-from .errors import ParameterError
+from .errors import BatchloomError, ParameterError, nearest
 
 __all__ = ["Parameter", "describe_parameters", "first_complaint", "parameters", "resolved"]
 
@@ -37,7 +39,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
 def parameters(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, validated dataclass that raises `ParameterError`."""
-    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    # A NaN has no canonical form, so no plan could be named by it.
+    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
     validate = made.__init__
 
@@ -46,6 +49,9 @@ def parameters(cls: type[T]) -> type[T]:
         try:
             validate(self, *args, **kwargs)
         except pydantic.ValidationError as error:
+            cause = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+            if isinstance(cause, BatchloomError):  # a check of ours says it best itself
+                raise cause from None
             raise ParameterError(_sentence(made, error)) from None
 
     made.__init__ = checked  # type: ignore[method-assign]
@@ -94,30 +100,42 @@ def first_complaint(error: pydantic.ValidationError) -> tuple[str, str, Any]:
 def _sentence(cls: type, error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
-    name = str(first["loc"][0]) if first["loc"] else ""
+    place = first["loc"][0] if first["loc"] else ""
+    # An argument given by position is reported by its number.
+    name = list(fields)[place] if isinstance(place, int) and place < len(fields) else str(place)
+    owner = getattr(cls, "method", cls.__name__)  # a stage goes by the name of its method
     if first["type"] in ("missing", "missing_argument"):
-        return f"The '{name}' parameter of {cls.__name__} is required: {_allowed(fields[name])}."
+        return f"The '{name}' parameter of {owner} is required: {_allowed(fields[name])}."
+    if first["type"] == "unexpected_positional_argument":
+        return f"{owner} has {len(fields)} parameters and was given more: {_names(fields)}."
     if name not in fields:
         if first["type"] == "value_error":  # a check over several parameters
-            return f"{cls.__name__}: {first['msg'].removeprefix('Value error, ')}"
-        from .errors import nearest
-
-        known = ", ".join(fields)
+            return f"{owner}: {first['msg'].removeprefix('Value error, ')}"
         return (
-            f"{cls.__name__} has no parameter '{name}'.{nearest(name, fields)} "
-            f"It has: {known or 'none'}."
+            f"{owner} has no parameter '{name}'.{nearest(name, fields)} It has: {_names(fields)}."
         )
     return (
-        f"The '{name}' parameter of {cls.__name__} must be {_allowed(fields[name])}. "
-        f"Got {first.get('input')!r} instead."
+        f"The '{name}' parameter of {owner} must be {_allowed(fields[name])}. "
+        f"Got {_short.repr(first.get('input'))} instead."
     )
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def _names(fields: dict[str, FieldInfo]) -> str:
+    return ", ".join(fields) or "none"
 
 
 def _allowed(field: FieldInfo) -> str:
     """Say in words what a field takes: "an int in the range [2, 256]"."""
-    noun = _noun(field.annotation)
+    return _in_range(_noun(field.annotation), field.metadata)
+
+
+def _in_range(noun: str, rules: Iterable[Any]) -> str:
     low, high, left, right = "-inf", "inf", "(", ")"
-    for rule in field.metadata:
+    for rule in rules:
         if isinstance(rule, annotated_types.Ge):
             low, left = str(rule.ge), "["
         elif isinstance(rule, annotated_types.Gt):
@@ -140,7 +158,8 @@ def _noun(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_noun(a) for a in args)
     if origin is typing.Annotated:
-        return _noun(args[0])
+        inner_rules = (m.metadata if isinstance(m, FieldInfo) else [m] for m in args[1:])
+        return _in_range(_noun(args[0]), itertools.chain.from_iterable(inner_rules))
     if origin in (list, tuple):
         inner = next((a for a in args if a is not Ellipsis), str)
         return f"a list of {getattr(inner, '__name__', 'value')}"

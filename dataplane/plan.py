@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .errors import SelectionError
+from .errors import ParameterError, SelectionError
 
 __all__ = [
     "BatchPlan",
@@ -196,6 +196,8 @@ class BatchPlan:
     @classmethod
     def cut(cls, rows: U64, size: int, weights: F32 | None = None) -> BatchPlan:
         """Cut an order into micro-batches of `size` rows; the last one may be smaller."""
+        if size < 1:
+            raise ParameterError(f"A micro-batch must hold at least 1 row. Got {size} instead.")
         offsets = np.append(np.arange(0, len(rows), size), len(rows))
         return cls.of(offsets, rows, weights)
 
@@ -226,27 +228,56 @@ class BatchPlan:
 
     @classmethod
     def concat(cls, plans: Sequence[BatchPlan]) -> BatchPlan:
-        """Join plans end to end; steps are kept as they are."""
+        """Join plans end to end; steps are kept as they are.
+
+        Where some plans have weights, the others' are 1.
+        """
         if len(plans) == 1:
             return plans[0]
+        if not plans or any(set(p.side) != set(plans[0].side) for p in plans):
+            raise SelectionError("Plans can be joined where they have the same side columns.")
         sizes = np.concatenate([np.diff(p.offsets) for p in plans])
         side: dict[str, SideValue] = {}
         for name in plans[0].side:
             values = [p.side[name] for p in plans]
             ragged = [v for v in values if isinstance(v, Ragged)]
             side[name] = Ragged.concat(ragged) if ragged else np.concatenate(values)  # type: ignore[arg-type]
-        weights = [p.weights for p in plans if p.weights is not None]
+        weights = None
+        if any(p.weights is not None for p in plans):
+            weights = np.concatenate([_weights_of(p) for p in plans])
         return cls(
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             np.concatenate([p.rows for p in plans]),
-            np.concatenate(weights) if weights else None,
+            weights,
             np.concatenate([p.step for p in plans]),
             np.concatenate([p.micro for p in plans]),
             side,
         )
 
+    def copied(self) -> BatchPlan:
+        """Return the same plan on arrays of its own."""
+        side: dict[str, SideValue] = {
+            name: Ragged(v.offsets.copy(), v.values.copy()) if isinstance(v, Ragged) else v.copy()
+            for name, v in self.side.items()
+        }
+        weights = None if self.weights is None else self.weights.copy()
+        return BatchPlan(
+            self.offsets.copy(),
+            self.rows.copy(),
+            weights,
+            self.step.copy(),
+            self.micro.copy(),
+            side,
+        )
+
     def check(self, columns: Iterable[SideColumn] = ()) -> None:
         """Raise `SelectionError` unless the arrays make a plan."""
+        _check_type("offsets", self.offsets, np.int64)
+        _check_type("rows", self.rows, np.uint64)
+        _check_type("step", self.step, np.uint64)
+        _check_type("micro", self.micro, np.uint16)
+        if self.weights is not None:
+            _check_type("weights", self.weights, np.float32)
         sizes = np.diff(self.offsets)
         if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.rows):
             raise SelectionError("A plan's offsets must run from 0 to the number of rows.")
@@ -268,9 +299,25 @@ def fold_steps(
     micro_batches: int, micro_per_step: int, first: int = 0
 ) -> tuple[U64, npt.NDArray[np.uint16]]:
     """Number micro-batches `first`, `first` + 1, … as (step, micro)."""
+    if not 1 <= micro_per_step <= 1 << 16:
+        raise ParameterError(
+            f"A step must hold between 1 and 65,536 micro-batches. Got {micro_per_step} instead."
+        )
     index = np.arange(first, first + micro_batches, dtype=np.uint64)
     size = np.uint64(micro_per_step)
     return index // size, (index % size).astype(np.uint16)
+
+
+def _weights_of(plan: BatchPlan) -> F32:
+    return np.ones(len(plan.rows), np.float32) if plan.weights is None else plan.weights
+
+
+def _check_type(name: str, values: npt.NDArray[Any], type_: Any) -> None:
+    if values.ndim != 1 or values.dtype != type_:
+        raise SelectionError(
+            f"A plan's {name} must be a one-dimensional array of {np.dtype(type_)}, found "
+            f"{values.ndim} dimensions of {values.dtype}."
+        )
 
 
 def _check_weights(weights: F32 | None, rows: int) -> None:
@@ -291,6 +338,12 @@ def _check_side(column: SideColumn, value: SideValue, batches: int, rows: int) -
         raise SelectionError(f"Side column '{column.name}' is declared as '{column.kind}'.")
     if isinstance(value, Ragged):
         length, expected, dtype = len(value.offsets) - 1, rows, value.values.dtype
+        _check_type(f"offsets of '{column.name}'", value.offsets, np.int64)
+        whole = length >= 0 and value.offsets[0] == 0 and value.offsets[-1] == len(value.values)
+        if not whole or (np.diff(value.offsets) < 0).any():
+            raise SelectionError(
+                f"Side column '{column.name}': offsets must ascend from 0 to the number of values."
+            )
     else:
         expected = batches if column.kind == "batch" else rows
         length, dtype = len(value), value.dtype

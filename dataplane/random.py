@@ -29,6 +29,7 @@ All of it has two forms with the same bits: numpy, and compiled by numba for lar
 from __future__ import annotations
 
 import math
+import operator
 import os
 from enum import IntEnum
 from fractions import Fraction
@@ -44,6 +45,7 @@ __all__ = [
     "Permutation",
     "Stream",
     "base_key",
+    "checked_seed",
     "choice_bin",
     "choice_threshold",
     "choose",
@@ -107,11 +109,23 @@ def mix64(x: U64) -> U64:
 
 def base_key(seed: int, stream: int, epoch: int) -> int:
     """Return the 64-bit base that all counters of (seed, stream, epoch) start from."""
-    if seed < 0 or seed > _MASK:
-        raise ParameterError(f"A seed must be an int in the range [0, 2**64). Got {seed} instead.")
-    b = _mix((seed + _GOLDEN) & _MASK)
+    stream, epoch = operator.index(stream), operator.index(epoch)  # numpy's would overflow
+    b = _mix((checked_seed(seed) + _GOLDEN) & _MASK)
     b = _mix(b ^ ((stream * _GOLDEN + _GOLDEN) & _MASK))
     return _mix(b ^ ((epoch * _GOLDEN + _GOLDEN) & _MASK))
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed as a Python int; `ParameterError` where it does not fit 64 bits."""
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = -1
+    if not 0 <= value <= _MASK:
+        raise ParameterError(
+            f"A seed must be an int in the range [0, 2**64). Got {seed!r} instead."
+        )
+    return value
 
 
 def keys(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> U64:
@@ -145,7 +159,7 @@ def uniform(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> npt.NDArr
 
 def hash_values(seed: int, stream: int, values: U64) -> U64:
     """Return keys of 64-bit values that are no counters, such as hashes of a key column."""
-    return keys(seed, stream, 0, mix64(values.copy()))
+    return keys(seed, stream, 0, mix64(values))
 
 
 # --- exact choice ---------------------------------------------------------------------------------
@@ -247,6 +261,8 @@ class Permutation:
     def at(self, positions: npt.ArrayLike) -> U64:
         """Return π of each position; uint64, shape (k,)."""
         x = np.asarray(positions, dtype=np.uint64)
+        if x.size and int(x.max()) >= self.n:
+            raise ParameterError(f"A permutation of {self.n} has no position {int(x.max())}.")
         if self._sorted is not None:
             return self._sorted[x]
         compiled = compiled_kernels(x.size)

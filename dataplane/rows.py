@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .errors import DatasetChangedError
+from .columns import as_arrow
+from .errors import ColumnTypeError, DatasetChangedError
 from .fragments import FragmentReader
+from .snapshot import as_row_ids
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -49,13 +51,14 @@ class ChunkRows:
 
 
 class RowReader:
-    """Random access to the rows of a dataset.
+    """Random access to the rows of a dataset; may be used from several threads.
 
     Parameters
     ----------
     dataset : Dataset
     columns : sequence of str, optional
-        All when None.
+        All when None. What a source holds of them it must hold in all its fragments; a source that
+        lacks one is refused when a row of it is asked for.
     cache_bytes : int
         Decoded chunks that are kept.
     """
@@ -67,12 +70,11 @@ class RowReader:
         *,
         cache_bytes: int = 256 << 20,
     ) -> None:
-        if columns is not None:
-            dataset.check_columns(columns)
         self._dataset = dataset
         self.columns = list(dataset.schema.names if columns is None else columns)
+        dataset.check_sources(self.columns)
         self._cache_bytes = cache_bytes
-        self._chunks: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], tuple[pa.RecordBatch, int]] = OrderedDict()
         self._held = 0
         self._readers: OrderedDict[int, FragmentReader] = OrderedDict()
         self._lock = Lock()
@@ -113,17 +115,24 @@ class RowReader:
                 positions[start:stop],
             )
 
-    def take(self, ids: npt.NDArray[np.uint64]) -> pa.Table:
-        """Return rows in the order of `ids`."""
+    def take(self, ids: npt.ArrayLike) -> pa.Table:
+        """Return rows in the order of `ids`, repeats included."""
         parts, places = [], []
-        for part in self.visit(ids):
-            parts.append(part.chunk.take(pa.array(part.offsets)))
-            places.append(part.positions)
-        if not parts:
-            return self.schema.empty_table()
-        back = np.argsort(np.concatenate(places), kind="stable")
-        # One chunk a column first: take on a chunked fixed-size list is slow.
-        return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+        try:
+            for part in self.visit(as_row_ids(ids)):
+                parts.append(part.chunk.take(as_arrow(part.offsets)))
+                places.append(part.positions)
+            if not parts:
+                return self.schema.empty_table()
+            back = np.argsort(np.concatenate(places), kind="stable")
+            # One chunk a column first: take on a chunked fixed-size list is slow.
+            return pa.Table.from_batches(parts).combine_chunks().take(as_arrow(back))
+        except pa.ArrowNotImplementedError as error:
+            types = ", ".join(f"{f.name} ({f.type})" for f in self.schema)
+            raise ColumnTypeError(
+                f"Arrow cannot pick single rows of one of these columns: {types}: {error}. "
+                "Leave that column out."
+            ) from error
 
     def _reader(self, fragment: int) -> FragmentReader:
         with self._lock:
@@ -136,7 +145,7 @@ class RowReader:
                 reader = FragmentReader(ref, self.columns, self._dataset.schema)
                 self._readers[fragment] = reader
                 while len(self._readers) > _OPEN_FILES:
-                    self._readers.popitem(last=False)[1].close()
+                    self._readers.popitem(last=False)  # closes when no other thread decodes from it
             self._readers.move_to_end(fragment)
             return reader
 
@@ -145,14 +154,15 @@ class RowReader:
         with self._lock:
             if key in self._chunks:
                 self._chunks.move_to_end(key)
-                return self._chunks[key]
+                return self._chunks[key][0]
         chunk = self._reader(fragment).chunk(index)
+        size = chunk.get_total_buffer_size()
         with self._lock:
             if key not in self._chunks:
-                self._chunks[key] = chunk
-                self._held += chunk.nbytes
+                self._chunks[key] = chunk, size
+                self._held += size
             while self._held > self._cache_bytes and len(self._chunks) > 1:
-                self._held -= self._chunks.popitem(last=False)[1].nbytes
+                self._held -= self._chunks.popitem(last=False)[1][1]
         return chunk
 
     def close(self) -> None:

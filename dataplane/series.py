@@ -38,6 +38,7 @@ class Series:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._members: dict[tuple[int, int], Manifest] = {}
+        self._checked: set[tuple[int, int]] = set()
         self.refresh()
 
     @classmethod
@@ -58,6 +59,8 @@ class Series:
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             match = _MEMBER.fullmatch(entry.name)
             if match and (entry / HEADER).exists():
+                if int(match[1]) >= int(match[2]):
+                    raise ManifestError(f"{entry} is named by no range of epochs; rename it.")
                 found.append((int(match[1]), int(match[2])))
         self.ranges: list[tuple[int, int]] = sorted(found)
         for before, after in zip(self.ranges, self.ranges[1:], strict=False):
@@ -68,20 +71,35 @@ class Series:
                 )
 
     def member(self, start: int, stop: int) -> Manifest:
-        """Return one member, checked against the one before it."""
-        key = (start, stop)
-        if key not in self._members:
-            manifest = Manifest.open(self.path / member_name(*key))
-            before = next((r for r in self.ranges if r[1] == start), None)
-            if before is not None:
-                expected = self.member(*before).manifest_id
-                if manifest.parent != expected:
-                    raise ManifestError(
-                        f"{manifest.path} does not continue {member_name(*before)}: expected "
-                        f"parent {expected}, found {manifest.parent}. Plan that epoch again."
-                    )
-            self._members[key] = manifest
-        return self._members[key]
+        """Return one member, checked against its name and the member before it."""
+        manifest = self._opened(start, stop)
+        if (start, stop) not in self._checked:
+            if manifest.epochs != tuple(range(start, stop)):
+                held = ", ".join(map(str, manifest.epochs))
+                raise ManifestError(
+                    f"{manifest.path} is named for epochs {start} to {stop - 1}, but holds {held}. "
+                    "Rename it."
+                )
+            before = self._before(start)
+            if before is not None and manifest.parent != before.manifest_id:
+                raise ManifestError(
+                    f"{manifest.path} does not continue {before.path.name}: expected parent "
+                    f"{before.manifest_id}, found {manifest.parent}. Plan that epoch again."
+                )
+            self._checked.add((start, stop))
+        return manifest
+
+    def _opened(self, start: int, stop: int) -> Manifest:
+        """Open a member once, whatever it continues: a check does not walk the whole chain."""
+        if (start, stop) not in self._members:
+            manifest = Manifest.open(self.path / member_name(start, stop))
+            self._members[start, stop] = manifest
+        return self._members[start, stop]
+
+    def _before(self, start: int) -> Manifest | None:
+        """Return the member that ends where another starts."""
+        found = next((r for r in self.ranges if r[1] == start), None)
+        return None if found is None else self._opened(*found)
 
     @property
     def members(self) -> list[Manifest]:
@@ -121,8 +139,8 @@ class Series:
                 raise SelectionError(
                     f"{self.path} holds epochs {a}:{b} already; epochs {start}:{stop} overlap them."
                 )
-        before = next((r for r in self.ranges if r[1] == start), None)
-        parent = None if before is None else self.member(*before).manifest_id
+        before = self._before(start)
+        parent = None if before is None else before.manifest_id
         return self.path / member_name(start, stop), parent
 
 

@@ -7,31 +7,34 @@ rows, bytes and footer hash are equal) and gives all others, rewritten files inc
 ``next_row_id`` up. Ids are never used twice; gaps are normal.
 
 The table with its ``next_row_id`` and schema digest is the dataset's **quick fingerprint**: it
-holds no time stamps, no absolute paths, and no data was read for it. **Deep hashes** (SHA-256 of
-each file's bytes) are made on request and stored as ``deep-<sha256>.json`` beside what holds the
-snapshot.
+holds no time stamps, no absolute paths, and no data was read for it. (`deep_hashes` are over all
+bytes, and made on request.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from .canonical import digest, pretty_json
+from .canonical import digest, known_fields, pretty_json
+from .commit import replace_file
+from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .errors import DatasetChangedError, DatasetError, RowIdError
+from .schemas import schema_digest
 from .storage import natural_key, storing
 
 __all__ = [
     "Fragment",
     "Snapshot",
+    "as_row_ids",
     "extend_snapshot",
     "find_deep_hashes",
     "first_snapshot",
@@ -45,6 +48,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _FORMAT = "batchloom-snapshot/1"
+_FOOTER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,11 @@ class Snapshot:
         return np.array([f.stop_row_id for f in self._filled], dtype=np.uint64)
 
     @cached_property
+    def _dense(self) -> bool:
+        """Whether ids run from 0 to the number of rows, in order and without a gap."""
+        return bool((self.starts.view(np.int64) == self._rows_before[:-1]).all())
+
+    @cached_property
     def _filled(self) -> tuple[Fragment, ...]:
         return tuple(f for f in self.fragments if f.rows)
 
@@ -125,15 +134,23 @@ class Snapshot:
         return self._filled_index[slot], offset
 
     def positions(self, ids: U64) -> I64:
-        """Return the rank of each row id among the snapshot's ids: its position 0…rows−1."""
+        """Return the rank of each row id among the snapshot's ids: its position 0…rows−1.
+
+        Read only, and a view of `ids` where rank and id are the same.
+        """
+        if self._dense and ids.dtype == np.uint64 and (not ids.size or ids.max() < self.rows):
+            ranks = ids.view(np.int64)
+            ranks.flags.writeable = False
+            return ranks
         slot, offset = self._slot_and_offset(ids)
         return self._rows_before[slot] + offset
 
     def _slot_and_offset(self, ids: U64) -> tuple[I64, I64]:
         ids = np.asarray(ids, dtype=np.uint64)
-        slot = np.searchsorted(self.starts, ids, side="right").astype(np.int64) - 1
+        slot = np.searchsorted(self.starts, ids, side="right") - 1
         inside = slot >= 0
-        inside[inside] = ids[inside] < self.stops[slot[inside]]
+        if inside.all():
+            inside = ids < self.stops[slot]
         if not inside.all():
             bad = int(ids[np.argmin(inside)])
             gaps = ", with gaps" if self.rows < self.next_row_id else ""
@@ -141,7 +158,7 @@ class Snapshot:
                 f"Row {bad} is in no fragment: the snapshot holds {self.rows:,} rows with ids "
                 f"below {self.next_row_id:,}{gaps}."
             )
-        return slot, (ids - self.starts[slot]).astype(np.int64)
+        return slot, (ids - self.starts[slot]).view(np.int64)
 
     def ids_at(self, positions: npt.ArrayLike) -> U64:
         """Return the row ids at ranks 0…rows−1; the inverse of `positions`."""
@@ -155,14 +172,14 @@ class Snapshot:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "fragments": [asdict(f) for f in self.fragments],
+            "fragments": [dict(vars(f)) for f in self.fragments],
             "next_row_id": self.next_row_id,
             "schema_digest": self.schema_digest,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
-        fragments = tuple(Fragment(**f) for f in value["fragments"])
+        fragments = tuple(known_fields(Fragment, f) for f in value["fragments"])
         return cls(fragments, int(value["next_row_id"]), str(value["schema_digest"]))
 
     def save(self, path: str | Path) -> None:
@@ -171,9 +188,7 @@ class Snapshot:
         target = Path(path)
         with storing("Writing the snapshot", target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            staged = target.with_name(f".{target.name}.tmp")
-            staged.write_bytes(pretty_json(body))
-            staged.replace(target)
+            replace_file(target, pretty_json(body))
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
@@ -184,20 +199,38 @@ class Snapshot:
         try:
             body = json.loads(source.read_bytes())
             if body.get("format") != _FORMAT and "identity" in body:
-                return cls.from_json(body["identity"]["snapshot"])
-            snapshot = cls.from_json(body["snapshot"])
+                snapshot = cls.from_json(body["identity"]["snapshot"])
+                expected, found = body["manifest_id"], digest(body["identity"])
+            else:
+                snapshot = cls.from_json(body["snapshot"])
+                expected, found = body["fingerprint"], snapshot.fingerprint
         except OSError as error:
             raise DatasetError(f"The snapshot {path} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 f"{path} is not a snapshot; make one with: batchloom scan DATASET --out {path}"
             ) from error
-        if snapshot.fingerprint != body.get("fingerprint"):
+        if expected != found:
             raise DatasetError(
-                f"The snapshot {path} is damaged: expected fingerprint {body.get('fingerprint')}, "
-                f"found {snapshot.fingerprint}. Make it again with: batchloom scan"
+                f"The snapshot {path} is damaged: expected fingerprint {expected}, found {found}. "
+                "Make it again with: batchloom scan"
             )
         return snapshot
+
+
+def as_row_ids(ids: npt.ArrayLike) -> U64:
+    """Return integers as row ids; `RowIdError` where one is negative or none."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        return np.empty(0, dtype=np.uint64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise RowIdError(
+            f"Row ids are a one-dimensional array of integers; found {array.ndim} dimensions of "
+            f"{array.dtype}."
+        )
+    if array.dtype.kind == "i" and int(array.min()) < 0:
+        raise RowIdError(f"Row {int(array.min())} cannot be: row ids are not negative.")
+    return array.astype(np.uint64, copy=False)
 
 
 def row_ids_to_int64(ids: U64) -> I64:
@@ -205,11 +238,6 @@ def row_ids_to_int64(ids: U64) -> I64:
     if ids.size and int(ids.max()) >= 1 << 63:
         raise RowIdError(f"Row {int(ids.max())} does not fit a signed 64-bit integer.")
     return ids.view(np.int64) if ids.flags.c_contiguous else ids.astype(np.int64)
-
-
-def schema_digest(schema: pa.Schema) -> str:
-    """Return a digest of column names and types; metadata and nullability do not count."""
-    return digest([[f.name, str(f.type)] for f in sorted(schema, key=lambda f: f.name)])
 
 
 # --- making snapshots -----------------------------------------------------------------------------
@@ -241,7 +269,11 @@ def first_snapshot(listed: Sequence[Fragment], digest_: str) -> Snapshot:
 
 def extend_snapshot(since: Snapshot, listed: Sequence[Fragment], digest_: str) -> Snapshot:
     """Keep the ids of fragments that `since` knows, number the others from its end."""
-    pairs = pair_fragments(since.fragments, [(f.source, f.path, f.bytes) for f in listed])
+    pairs = pair_fragments(
+        since.fragments,
+        [(f.source, f.path, f.bytes) for f in listed],
+        lambda here, there: since.fragments[here].same_file(listed[there]),
+    )
     kept, new = [], []
     known = {there: here for here, there in pairs.items()}
     for index, fragment in enumerate(listed):
@@ -255,29 +287,41 @@ def extend_snapshot(since: Snapshot, listed: Sequence[Fragment], digest_: str) -
 
 
 def pair_fragments(
-    planned: Sequence[Fragment], listed: Sequence[tuple[str, str, int]]
+    planned: Sequence[Fragment],
+    listed: Sequence[tuple[str, str, int]],
+    same: Callable[[int, int], bool],
 ) -> dict[int, int]:
     """Pair planned fragments with listed (source, path, bytes) by path.
 
-    Equal paths first; then, where the root moved up or down, one path a suffix of the other with
-    the same size. A path that could be two files is left alone.
+    Equal paths first; then, in a source whose root moved up or down, one path a suffix of the other
+    with the same size. ``same(planned index, listed index)`` decides where several would fit; what
+    stays ambiguous is left alone.
     """
     by_path = {(source, path): i for i, (source, path, _) in enumerate(listed)}
-    pairs = {
-        here: by_path[f.source, f.path]
-        for here, f in enumerate(planned)
-        if (f.source, f.path) in by_path
-    }
-    if pairs:
-        return pairs  # the roots agree; a suffix could only be another file
+    pairs: dict[int, int] = {}
+    in_place: set[str] = set()
+    for here, f in enumerate(planned):
+        if (f.source, f.path) in by_path:
+            pairs[here] = by_path[f.source, f.path]
+            in_place.add(f.source)  # the roots agree; a suffix could only be another file
     tails: dict[tuple[str, str, int], list[int]] = {}
     for i, (source, path, size) in enumerate(listed):
         tails.setdefault((source, path.rsplit("/", 1)[-1], size), []).append(i)
+    moved: dict[int, list[int]] = {}  # listed index → planned fragments that could be it
     for here, f in enumerate(planned):
+        if f.source in in_place:
+            continue
         same_name = tails.get((f.source, f.path.rsplit("/", 1)[-1], f.bytes), [])
         fits = [i for i in same_name if _one_is_suffix(f.path, listed[i][1])]
+        if len(fits) > 1:
+            fits = [i for i in fits if same(here, i)]
         if len(fits) == 1:
-            pairs[here] = fits[0]
+            moved.setdefault(fits[0], []).append(here)
+    for there, fits in moved.items():
+        if len(fits) > 1:
+            fits = [here for here in fits if same(here, there)]
+        if len(fits) == 1:
+            pairs[fits[0]] = there
     return pairs
 
 
@@ -288,7 +332,7 @@ def _one_is_suffix(a: str, b: str) -> bool:
 def match_fragments(
     planned: Sequence[Fragment],
     listed: Sequence[tuple[str, str, int]],
-    footer_hash_of: Any,
+    footer_hash_of: Callable[[int], str],
     needed: Iterable[int],
 ) -> dict[int, int]:
     """Find the planned fragments that are needed among the listed files, unchanged.
@@ -298,7 +342,7 @@ def match_fragments(
     planned : sequence of Fragment
     listed : sequence of (source, path, bytes)
     footer_hash_of : callable
-        Index into `listed` → footer hash; called for needed fragments only.
+        Index into `listed` → footer hash; called for needed fragments, from several threads.
     needed : iterable of int
         Indices into `planned`.
 
@@ -311,23 +355,29 @@ def match_fragments(
     DatasetChangedError
         Naming the first fragment that is gone or changed, and how.
     """
-    pairs = pair_fragments(planned, listed)
+    needed = list(needed)
+    pairs = pair_fragments(
+        planned, listed, lambda here, there: footer_hash_of(there) == planned[here].footer_hash
+    )
     for index in needed:
         fragment = planned[index]
         if index not in pairs:
             raise DatasetChangedError(
                 f"Fragment '{fragment.path}' of source '{fragment.source}' "
-                f"({fragment.rows:,} rows, {fragment.bytes:,} bytes) is gone. Put it back, or plan "
-                "again on the dataset as it is now."
+                f"({fragment.rows:,} rows, {fragment.bytes:,} bytes) is gone, or several files "
+                "could be it. Put it back, name the root that was planned, or plan again on the "
+                "dataset as it is now."
             )
         _, path, size = listed[pairs[index]]
         if size != fragment.bytes:
             _changed(fragment, path, f"{fragment.bytes:,} bytes", f"{size:,} bytes")
-        found = footer_hash_of(pairs[index])
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        hashes = list(pool.map(lambda index: footer_hash_of(pairs[index]), needed))
+    for index, found in zip(needed, hashes, strict=True):
+        fragment = planned[index]
         if found != fragment.footer_hash:
-            _changed(
-                fragment, path, f"footer {fragment.footer_hash[:16]}…", f"footer {found[:16]}…"
-            )
+            expected = f"footer {fragment.footer_hash[:16]}…"
+            _changed(fragment, listed[pairs[index]][1], expected, f"footer {found[:16]}…")
     return pairs
 
 
@@ -336,32 +386,3 @@ def _changed(fragment: Fragment, path: str, expected: str, found: str) -> None:
         f"Fragment '{path}' of source '{fragment.source}' was rewritten since the plan was made: "
         f"expected {expected}, found {found}. Put the old file back, or plan again."
     )
-
-
-# --- deep hashes ----------------------------------------------------------------------------------
-
-
-def write_deep_hashes(folder: str | Path, hashes: Mapping[str, str]) -> Path:
-    """Write content hashes by fragment label as ``deep-<sha256>.json``; return its path."""
-    body = pretty_json({"format": "batchloom-deep/1", "sha256": dict(hashes)})
-    target = Path(folder) / f"deep-{digest(dict(hashes))}.json"
-    with storing("Writing the content hashes", target):
-        target.write_bytes(body)
-    return target
-
-
-def find_deep_hashes(folder: str | Path) -> dict[str, str] | None:
-    """Return the content hashes stored in a folder, by fragment label; None if there are none."""
-    found: dict[str, str] = {}
-    for path in sorted(Path(folder).glob("deep-*.json")):
-        try:
-            hashes = json.loads(path.read_bytes())["sha256"]
-            whole = path.name == f"deep-{digest(hashes)}.json"
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise DatasetError(
-                f"The content hashes in {path} are damaged; make them again with --deep."
-            )
-        found.update(hashes)
-    return found or None

@@ -18,17 +18,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from .errors import DatasetError, MissingExtraError, StorageError
+from .errors import BatchloomError, DatasetError, StorageError, missing_extra
 
-__all__ = ["Location", "locate", "natural_key", "storing"]
+__all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key by which ``part-2`` comes before ``part-10``."""
-    parts = re.split(r"(\d+)", text)
-    return [(1, int(p), p) if p.isdigit() else (0, 0, p) for p in parts]
+    parts = re.split(r"([0-9]+)", text)  # numbers stand at the odd places
+    return [(1, int(p), p) if i % 2 else (0, 0, p) for i, p in enumerate(parts)]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ class Location:
     def exists(self) -> bool:
         if self.is_local:
             return os.path.exists(self.path)
-        fs, path = self._fs()
-        return bool(fs.exists(path))
+        with _reading(self):
+            fs, path = self._fs()
+            return bool(fs.exists(path))
 
     def is_dir(self) -> bool:
         if self.is_local:
             return os.path.isdir(self.path)
-        fs, path = self._fs()
-        return bool(fs.isdir(path))
+        with _reading(self):
+            fs, path = self._fs()
+            return bool(fs.isdir(path))
 
     def size(self) -> int:
         """Bytes of the file."""
@@ -90,7 +92,7 @@ class Location:
         """
         with _reading(self):
             for relative, size in self._walk():
-                if not any(part.startswith((".", "_")) for part in relative.split("/")):
+                if not is_hidden(relative):
                     yield relative, size
 
     def _walk(self) -> Iterator[tuple[str, int]]:
@@ -104,10 +106,13 @@ class Location:
         def fail(error: OSError) -> None:
             raise error
 
-        for folder, _, names in os.walk(self.path, onerror=fail, followlinks=True):
+        for folder, below, names in os.walk(self.path, onerror=fail, followlinks=True):
+            # Hidden folders are not entered: a staging folder may vanish while it is listed.
+            below[:] = [name for name in below if not is_hidden(name)]
             for name in names:
-                full = os.path.join(folder, name)
-                yield os.path.relpath(full, self.path), os.stat(full).st_size
+                if not is_hidden(name):
+                    full = os.path.join(folder, name)
+                    yield os.path.relpath(full, self.path), _size_or_zero(full)
 
     def glob(self) -> list[Location]:
         """Return the files that this pattern names."""
@@ -117,7 +122,12 @@ class Location:
 
                 return [Location(p) for p in glob.glob(self.path, recursive=True)]
             fs, path = self._fs()
-            return [Location(fs.unstrip_protocol(p), self.options) for p in fs.glob(path)]
+            # The URI as it was given, its path replaced: `unstrip_protocol` may spell it otherwise.
+            tail = path.lstrip("/")
+            if not self.path.endswith(tail):
+                return [Location(fs.unstrip_protocol(p), self.options) for p in fs.glob(path)]
+            prefix = self.path.removesuffix(tail)
+            return [Location(prefix + p.lstrip("/"), self.options) for p in fs.glob(path)]
 
     def open(self) -> Any:
         """Open for reading: a memory map of a local file, else a buffered remote file."""
@@ -141,7 +151,7 @@ class Location:
         except ImportError as error:
             protocol = self.path.split(":", 1)[0]
             if protocol in ("s3", "s3a"):
-                raise MissingExtraError(f"Reading {self.path}", "s3") from error
+                raise missing_extra(f"Reading {self.path}", "s3") from error
             raise DatasetError(f"{self.path}: {error}.") from error
         except ValueError as error:
             raise DatasetError(f"{self.path}: {error}.") from error
@@ -160,17 +170,47 @@ def locate(
     return Location(str(Path(text).expanduser().absolute()))
 
 
+def is_hidden(relative: str) -> bool:
+    """Whether a part of a relative path starts with ``.`` or ``_``."""
+    return any(part.startswith((".", "_")) for part in relative.split("/"))
+
+
+def _size_or_zero(path: str) -> int:
+    """Bytes of a file; 0 of a broken link, which only matters where it is opened."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 @contextmanager
 def _reading(location: Location) -> Iterator[None]:
     try:
         yield
+    except BatchloomError:
+        raise
     except FileNotFoundError as error:
         raise DatasetError(f"{location}: no such file or directory.") from error
-    except PermissionError as error:
-        raise StorageError(
-            f"{location}: permission denied ({error.filename or location}); "
-            "make it readable for this user."
-        ) from error
+    except OSError as error:
+        raise unreadable(location, error) from error
+    except Exception as error:
+        # A filesystem's package has errors of its own (credentials, endpoints); ours end here.
+        if location.is_local:
+            raise
+        raise unreadable(location, error) from error
+
+
+def unreadable(location: Location, error: Exception) -> StorageError:
+    """Say why the operating system or a filesystem does not give a file out."""
+    if isinstance(error, PermissionError):
+        place = getattr(error, "filename", None) or location
+        return StorageError(
+            f"{location}: permission denied ({place}); make it readable for this user."
+        )
+    code = getattr(error, "errno", None)
+    reason = os.strerror(code) if code else f"{type(error).__name__}: {error}"
+    advice = "Check the storage" if location.is_local else "Check the address and the credentials"
+    return StorageError(f"{location} cannot be read: {reason.rstrip('.')}. {advice}, then retry.")
 
 
 @contextmanager
@@ -178,7 +218,7 @@ def storing(what: str, target: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an `OSError` of writing into one sentence that says what was being written."""
     try:
         yield
-    except StorageError:
+    except BatchloomError:
         raise
     except OSError as error:
         target = os.fspath(target)

@@ -1,0 +1,5 @@
+from .batches import across as across
+from .batches import aligned as aligned
+from .batches import within as within
+from .clusters import Clusters as Clusters
+from .kmeans import KMeans as KMeans

@@ -1,0 +1,170 @@
+"""The group stage ``kmeans``: train on a keyed sample, assign every row, fragment by fragment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from ..clustering.kmeans import KMeans, assign
+from ..dataplane.columns import as_matrix, numpy_type
+from ..dataplane.dataset import Dataset
+from ..dataplane.errors import ColumnTypeError, InvalidValueError, SelectionError
+from ..dataplane.parameters import parameters
+from ..dataplane.plan import Selection
+from .cluster_batches import make_batches
+from .context import JobContext
+from .stages import BatchStage, Columns, GroupStage, PlanState
+
+__all__ = ["KMeansGroup"]
+
+_FLOPS = 4e9  # a CPU second of matrix products, for estimates
+
+
+@parameters
+class KMeansGroup(GroupStage):
+    """Parameters of k-means clusters."""
+
+    method = "kmeans"
+    summary = "k-means clusters of an embedding or of numeric columns; batches within or across"
+    source = "Lloyd 1982; k-means++ (Arthur and Vassilvitskii 2007)"
+    example = "batchloom plan kmeans data/ --out plan/ --set columns=embedding --set k=64"
+
+    columns: Annotated[
+        Columns, Field(description="an embedding column, or numeric columns, by name")
+    ]
+    k: Annotated[int, Field(ge=1, description="clusters")]
+    rows_per_center: Annotated[
+        int, Field(ge=1, description="rows a center in the training sample")
+    ] = 256
+    max_iter: Annotated[int, Field(ge=1, description="Lloyd iterations at most")] = 100
+    batches: Annotated[
+        Literal["within", "across", "aligned"],
+        Field(description="of one cluster each, of all in equal shares, or of whole clusters"),
+    ] = "within"
+    drop_last: Annotated[bool, Field(description="leave out rows that fill no micro-batch")] = False
+
+    def parameters(self) -> dict[str, Any]:
+        mine = super().parameters()
+        return {k: v for k, v in mine.items() if k not in ("batches", "drop_last")}
+
+    def reads(self) -> list[str]:
+        return list(self.columns)
+
+    def default_batch(self) -> BatchStage:
+        return make_batches(self.batches, drop_last=self.drop_last)
+
+    def cost(self, dataset: Dataset, rows: int) -> float:
+        width = sum(_width(dataset, c) for c in self.columns)
+        sample = min(rows, self.k * self.rows_per_center)
+        training = sample * self.k * width * self.max_iter / 4  # it seldom needs them all
+        return 2 * super().cost(dataset, rows) + 2 * (training + rows * self.k * width) / _FLOPS
+
+    def group(self, job: JobContext, state: PlanState) -> PlanState:
+        for column in self.columns:
+            _width(job.dataset, column)
+        model = KMeans(
+            k=self.k, seed=job.seed, rows_per_center=self.rows_per_center, max_iter=self.max_iter
+        )
+        if len(state.rows) < self.k:
+            raise SelectionError(
+                f"k-means was asked for k = {self.k} clusters of {len(state.rows)} rows; choose a "
+                "smaller k."
+            )
+        sample = state.rows.keep(model.sample(state.rows.ids()))
+        x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns)
+        usable = np.isfinite(x).all(axis=1)
+        if not usable.all():
+            self._refuse(job, sample.ids()[~usable])
+        job.progress.note(f"training {self.k} centers on {int(usable.sum()):,} rows")
+        centers = model.train(x[usable], sample.ids()[usable])
+        found = job.map_rows(
+            "assigning",
+            assign_rows,
+            state.rows,
+            self.columns,
+            columns=self.columns,
+            centers_file=str(job.save(centers)),
+        )
+        labels = found["label"]
+        usable = labels >= 0
+        if not usable.all():
+            self._refuse(job, state.rows.ids()[~usable])
+            state = state.selected(Selection(np.flatnonzero(usable).astype(np.uint64)))
+            labels = labels[usable]
+        sizes = np.bincount(labels, minlength=self.k)
+        report = {
+            "inertia": float(found["distance"][usable].sum()),
+            "sizes": sizes.tolist(),
+            "sample_rows": len(x),
+            "invalid_rows": int((~usable).sum()),
+        }
+        grouped = PlanState(state.rows, state.weights, labels.astype(np.int32), state.reports)
+        return grouped.reported("kmeans", report)
+
+    def _refuse(self, job: JobContext, bad: npt.NDArray[np.uint64]) -> None:
+        """Fail, or say how many rows are left out."""
+        shown = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+        what = f"{len(bad):,} rows hold NaN, infinite or null values in {', '.join(self.columns)}"
+        if job.on_invalid == "fail":
+            raise InvalidValueError(
+                f"{what}: {shown}. Mend them, or leave them out with --on-invalid drop."
+            )
+        job.progress.note(f"{what} and are left out: {shown}")
+
+
+def _width(dataset: Dataset, column: str) -> int:
+    """Return the numbers a row of a column, which must be numeric."""
+    type_ = dataset.schema.field(column).type
+    known = numpy_type(type_)
+    if known is None:
+        raise ColumnTypeError(
+            f"Column '{column}' is {type_}: k-means needs numbers or fixed-size lists of numbers."
+        )
+    return int(np.prod(known[1], dtype=np.int64))
+
+
+def read_rows(batch: pa.RecordBatch, ids: Any, columns: list[str]) -> npt.NDArray[np.float32]:
+    """Return the batch as float32 rows, all NaN where a value is null; a row function."""
+    valid = np.ones(batch.num_rows, dtype=bool)
+    for column in columns:
+        valid &= _without_nulls(batch.column(column))
+    if valid.all():
+        return as_matrix(batch, columns)
+    whole = as_matrix(batch.take(pa.array(np.flatnonzero(valid))), columns)
+    out = np.full((batch.num_rows, whole.shape[1]), np.nan, dtype=np.float32)
+    out[valid] = whole
+    return out
+
+
+def _without_nulls(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which rows hold no null, at any depth of fixed-size lists."""
+    valid = np.array(array.is_valid())
+    while pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        # Null lists keep their slots, so that a row's values stay where they are.
+        inner = array.values.slice(array.offset * size, len(array) * size)
+        if inner.null_count and not pa.types.is_fixed_size_list(inner.type):
+            valid &= np.array(pc.is_valid(inner)).reshape(len(valid), -1).all(axis=1)
+        array = inner
+    return valid
+
+
+def assign_rows(
+    batch: pa.RecordBatch, ids: Any, columns: list[str], centers_file: str
+) -> npt.NDArray[np.void]:
+    """Assign a batch's rows to centers, −1 where a value is not finite; a row function."""
+    from threadpoolctl import threadpool_limits
+
+    x = read_rows(batch, ids, columns)
+    out = np.empty(len(x), dtype=[("label", "<i4"), ("distance", "<f8")])
+    usable = np.isfinite(x).all(axis=1)
+    out["label"], out["distance"] = -1, 0.0
+    with threadpool_limits(1):
+        labels, distances = assign(x[usable], np.load(centers_file))
+    out["label"][usable], out["distance"][usable] = labels, distances
+    return out

@@ -1,0 +1,88 @@
+"""The registry of methods: every stage that a plan can be made of, by name.
+
+Adding a method is one file with a stage class (see `stages`) and one line here, or, from outside,
+one call of `register` before `plan` or `run`. Classes are imported when they are used, so that the
+command line's help stays fast; that is why their kind and a summary stand here as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..dataplane.errors import JobSpecError, ParameterError, nearest
+
+if TYPE_CHECKING:
+    from .stages import Stage, StageKind
+
+__all__ = ["METHODS", "Method", "make_stage", "register"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered stage.
+
+    Attributes
+    ----------
+    name : str
+    kind : {'select', 'group', 'batch', 'reduce'}
+    summary : str
+    place : str or class
+        ``module:Class`` in this room, or a class that was registered.
+    """
+
+    name: str
+    kind: StageKind
+    summary: str
+    place: str | type[Stage]
+
+    def load(self) -> type[Stage]:
+        """Import the stage's class."""
+        if not isinstance(self.place, str):
+            return self.place
+        module, name = self.place.split(":")
+        stage: type[Stage] = getattr(import_module(f".{module}", __package__), name)
+        return stage
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("shuffle", "batch", "uniform or stratified micro-batches", "shuffle:Shuffle"),
+        Method(
+            "kmeans", "group", "k-means: batches within or across clusters", "kmeans:KMeansGroup"
+        ),
+        Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
+        Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
+        Method("aligned", "batch", "micro-batches of whole groups", "cluster_batches:Aligned"),
+        Method("where", "select", "rows for which an expression is true", "where:Where"),
+        Method("keep", "select", "rows whose key is in a file", "keys:Keep"),
+        Method("drop", "select", "rows whose key is not in a file", "keys:Drop"),
+        Method("split", "select", "one named share of the rows", "split:Split"),
+    )
+}
+
+
+def register(stage: type[Stage]) -> type[Stage]:
+    """Add a stage class of your own; usable as a decorator."""
+    METHODS[stage.method] = Method(stage.method, stage.kind, stage.summary, stage)
+    return stage
+
+
+def find_method(name: str) -> Method:
+    """Return a method by name; an error with the nearest one where there is none."""
+    if name not in METHODS:
+        raise JobSpecError(
+            f"There is no method '{name}'.{nearest(name, METHODS)} "
+            f"Methods: {', '.join(sorted(METHODS))}."
+        )
+    return METHODS[name]
+
+
+def make_stage(name: str, parameters: dict[str, Any]) -> Stage:
+    """Make a stage of its parameters."""
+    try:
+        return find_method(name).load()(**parameters)
+    except ParameterError as error:
+        raise JobSpecError(str(error)) from None

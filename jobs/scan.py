@@ -1,0 +1,209 @@
+"""Scanning a dataset: its fragment table, schema, fingerprint and column statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..dataplane.columns import numpy_type
+from ..dataplane.dataset import Dataset, DatasetLike, open_dataset
+from ..dataplane.snapshot import write_deep_hashes
+from .engine import Engine
+from .planning import hash_fragments
+from .progress import Progress, QuietProgress
+from .tasks import TASK_BYTES, ScanTask, group_tasks, scan_rows
+
+__all__ = ["ColumnStatistics", "ScanResult", "scan", "scan_statistics"]
+
+
+@dataclass(frozen=True)
+class ColumnStatistics:
+    """What a pass over a column counted.
+
+    Attributes
+    ----------
+    name, type : str
+    rows, nulls : int
+    not_finite : int
+        NaN and infinite values, of numbers and of fixed-size lists of numbers.
+    low, high, mean : float or None
+        Of the finite values; None of columns that are no numbers.
+    """
+
+    name: str
+    type: str
+    rows: int = 0
+    nulls: int = 0
+    not_finite: int = 0
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """A dataset and what was counted of it."""
+
+    dataset: Dataset
+    columns: tuple[ColumnStatistics, ...]
+    deep_file: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        snapshot = self.dataset.snapshot
+        return {
+            "fingerprint": snapshot.fingerprint,
+            "rows": snapshot.rows,
+            "next_row_id": snapshot.next_row_id,
+            "schema_digest": snapshot.schema_digest,
+            "fragments": [asdict(f) for f in snapshot.fragments],
+            "columns": [asdict(c) for c in self.columns],
+        }
+
+
+def scan(
+    data: DatasetLike,
+    *,
+    since: str | Path | None = None,
+    out: str | Path | None = None,
+    deep: bool = False,
+    statistics: bool = True,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ScanResult:
+    """List a dataset, count its columns, and optionally write its snapshot.
+
+    Parameters
+    ----------
+    data : path, URI, list or mapping
+    since : path, optional
+        Snapshot or manifest whose row ids are kept.
+    out : path, optional
+        Snapshot file to write.
+    deep : bool
+        Hash the files' bytes too; written as ``deep-<sha256>.json`` beside `out`.
+    statistics : bool
+        Read all columns once.
+    engine : Engine, optional
+        This process when None.
+    """
+    progress, engine = progress or QuietProgress(), engine or Engine(workers=0)
+    dataset = open_dataset(data, since=since, storage_options=storage_options)
+    columns = scan_statistics(dataset, engine, progress) if statistics else ()
+    deep_file = None
+    if out is not None:
+        dataset.snapshot.save(out)
+        if deep:
+            hashes: dict[str, str] = {}
+            for _, found in engine.map(hash_fragments, group_tasks(dataset.present())):
+                hashes.update(found)
+            deep_file = write_deep_hashes(Path(out).parent, hashes)
+    return ScanResult(dataset, columns, deep_file)
+
+
+def scan_statistics(
+    dataset: Dataset,
+    engine: Engine,
+    progress: Progress,
+    columns: list[str] | None = None,
+    task_bytes: int = TASK_BYTES,
+) -> tuple[ColumnStatistics, ...]:
+    """Count columns on the engine; sums are added in order of row ids."""
+    names = list(dataset.schema.names if columns is None else columns)
+    dataset.check_columns(names)
+    tasks = group_tasks(dataset.present(), task_bytes)
+    parts: dict[int, list[_Counts]] = {}
+    with progress.step("scanning", dataset.rows) as step:
+        for position, counts in engine.map(count_columns, tasks, names, dataset.schema):
+            parts[position] = counts
+            step.advance(tasks[position].rows)
+    out = []
+    for index, name in enumerate(names):
+        total = _Counts()
+        for position in sorted(parts):
+            total = total.plus(parts[position][index])
+        out.append(total.statistics(name, str(dataset.schema.field(name).type)))
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Mergeable counts of a column."""
+
+    rows: int = 0
+    nulls: int = 0
+    not_finite: int = 0
+    values: int = 0
+    total: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def plus(self, other: _Counts) -> _Counts:
+        return _Counts(
+            self.rows + other.rows,
+            self.nulls + other.nulls,
+            self.not_finite + other.not_finite,
+            self.values + other.values,
+            self.total + other.total,
+            min(self.low, other.low),
+            max(self.high, other.high),
+        )
+
+    def statistics(self, name: str, type_: str) -> ColumnStatistics:
+        counted = ColumnStatistics(name, type_, self.rows, self.nulls, self.not_finite)
+        if not self.values:
+            return counted
+        return ColumnStatistics(
+            name,
+            type_,
+            self.rows,
+            self.nulls,
+            self.not_finite,
+            self.low,
+            self.high,
+            self.total / self.values,
+        )
+
+
+def count_columns(task: ScanTask, columns: list[str], schema: pa.Schema) -> list[_Counts]:
+    """Count a task's columns; runs on workers."""
+    totals = [_Counts() for _ in columns]
+    for batch, _ in scan_rows(task, columns, schema, None):
+        for i, name in enumerate(columns):
+            totals[i] = totals[i].plus(_count(batch.column(name)))
+    return totals
+
+
+def _count(array: pa.Array) -> _Counts:
+    rows, nulls = len(array), array.null_count
+    known = numpy_type(array.type)
+    if known is None:
+        return _Counts(rows, nulls)
+    from ..dataplane.columns import as_numpy
+
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    values = as_numpy(array.drop_null() if array.null_count else array)
+    bad = 0
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        bad = int(values.size - np.count_nonzero(finite))
+        values = values[finite] if bad else values
+    if not values.size:
+        return _Counts(rows, nulls, bad)
+    return _Counts(
+        rows,
+        nulls,
+        bad,
+        values.size,
+        float(values.sum(dtype=np.float64)),
+        float(values.min()),
+        float(values.max()),
+    )

@@ -1,0 +1,177 @@
+"""The four kinds of stage, and what passes between them.
+
+A plan is made by ``select`` stages (rows shrink), at most one ``group`` stage (a label a row),
+exactly one ``batch`` stage (micro-batches) and ``reduce`` stages (plan → plan). A stage is a class
+made by `parameters`, so its fields are its parameters, with ranges, defaults and descriptions, and
+it says its name, its kind and its source. See `methods` for how to add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BeforeValidator, Field
+
+from ..dataplane.dataset import Dataset
+from ..dataplane.errors import SelectionError
+from ..dataplane.parameters import resolved
+from ..dataplane.plan import BatchPlan, Selection, SideColumn, Unit, WeightSemantics
+from ..dataplane.rowset import RowSet
+from .context import JobContext
+
+__all__ = [
+    "BatchStage",
+    "Columns",
+    "GroupStage",
+    "PlanState",
+    "ReduceStage",
+    "SelectStage",
+    "Stage",
+    "StageKind",
+]
+
+StageKind = Literal["select", "group", "batch", "reduce"]
+
+_SCAN_RATE = 150e6  # compressed bytes a CPU second, for estimates
+
+
+def _split_commas(value: Any) -> Any:
+    return [v.strip() for v in value.split(",")] if isinstance(value, str) else value
+
+
+Columns = Annotated[
+    list[str],
+    BeforeValidator(_split_commas),
+    Field(min_length=1),
+]
+"""A list of column names; a string is split at commas."""
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """The rows that take part, with a weight and a group each, between two stages.
+
+    Attributes
+    ----------
+    rows : RowSet
+    weights : float32, shape (n,), or None
+        By rank of the row.
+    groups : int32, shape (n,), or None
+    reports : mapping
+        What the stages told, by method.
+    """
+
+    rows: RowSet
+    weights: npt.NDArray[np.float32] | None = None
+    groups: npt.NDArray[np.int32] | None = None
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+    def selected(self, selection: Selection) -> PlanState:
+        """Keep the rows at the ranks of a selection; weights multiply."""
+        ranks = selection.rows.astype(np.int64)
+        mask = np.zeros(len(self.rows), dtype=bool)
+        mask[ranks] = True
+        weights = self.weights
+        if selection.weights is not None:
+            weights = selection.weights * (1 if weights is None else weights[ranks])
+        elif weights is not None:
+            weights = weights[ranks]
+        return replace(
+            self,
+            rows=self.rows.keep(mask),
+            weights=None if weights is None else weights.astype(np.float32),
+            groups=None if self.groups is None else self.groups[ranks],
+        )
+
+    def reported(self, method: str, report: Mapping[str, Any]) -> PlanState:
+        """Add what a stage tells of itself."""
+        return replace(self, reports={**self.reports, method: dict(report)}) if report else self
+
+
+class Stage:
+    """What every stage has."""
+
+    method: ClassVar[str]
+    kind: ClassVar[StageKind]
+    summary: ClassVar[str]
+    source: ClassVar[str] = ""
+    example: ClassVar[str] = ""
+    weight_semantics: ClassVar[WeightSemantics | None] = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the manifest's identity records of the stage."""
+        return {"stage": self.kind, "method": self.method, "parameters": self.parameters()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Resolved parameters; files as content digests, never as paths."""
+        return resolved(self)
+
+    def reads(self) -> list[str]:
+        """Columns that the stage scans."""
+        return []
+
+    def cost(self, dataset: Dataset, rows: int) -> float:
+        """CPU seconds that the stage is expected to take."""
+        del rows
+        scanned = sum(f.bytes for f in dataset.snapshot.fragments) if self.reads() else 0
+        return scanned / _SCAN_RATE
+
+
+class SelectStage(Stage):
+    """Shrinks the rows."""
+
+    kind = "select"
+    per_epoch: ClassVar[bool] = False
+    """Whether the selection changes from epoch to epoch."""
+
+    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection:
+        """Return the ranks (among the state's rows) that are kept, with their weights."""
+        raise NotImplementedError
+
+
+class GroupStage(Stage):
+    """Labels the rows."""
+
+    kind = "group"
+
+    def group(self, job: JobContext, state: PlanState) -> PlanState:
+        """Return the state with ``groups`` set; rows that cannot be labelled may be dropped."""
+        raise NotImplementedError
+
+    def default_batch(self) -> BatchStage:
+        """Return the batch stage that follows where the plan names none."""
+        raise NotImplementedError
+
+
+class BatchStage(Stage):
+    """Makes micro-batches, one a step."""
+
+    kind = "batch"
+    unit: ClassVar[Unit] = "sliceable"
+    side: ClassVar[tuple[SideColumn, ...]] = ()
+    needs_groups: ClassVar[bool] = False
+
+    def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
+        """Yield micro-batches of row ids, in chunks; each row at most once."""
+        raise NotImplementedError
+
+
+class ReduceStage(Stage):
+    """Makes a plan of a plan, micro-batch by micro-batch."""
+
+    kind = "reduce"
+
+    def reduce(self, job: JobContext, plan: BatchPlan, epoch: int) -> BatchPlan:
+        """Return the reduced micro-batches of a chunk; row ids in, row ids out."""
+        raise NotImplementedError
+
+
+def groups_of(state: PlanState) -> npt.NDArray[np.int32]:
+    """Return the state's groups; an error where no group stage came before."""
+    if state.groups is None:
+        raise SelectionError("This batch method needs a group stage before it, such as kmeans.")
+    return state.groups

@@ -1,0 +1,116 @@
+"""What a Dask task does: read whole fragments, apply a function to their rows, write one file.
+
+These functions run on workers, so they are importable, take paths, and may run twice.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..dataplane.dataset import scan_fragment
+from ..dataplane.fragments import FragmentRef
+from ..dataplane.storage import storing
+
+__all__ = ["RowFunction", "ScanTask", "compute_rows", "group_tasks", "scan_rows"]
+
+U64 = npt.NDArray[np.uint64]
+
+RowFunction = Callable[..., npt.NDArray[Any]]
+"""(record batch, row ids, **arguments) → array with one value (or one row) a row."""
+
+TASK_BYTES = 128 << 20
+_TASK_ROWS = 20_000_000
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """Whole fragments that one task reads."""
+
+    index: int
+    refs: tuple[FragmentRef, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(r.rows for r in self.refs)
+
+    @property
+    def label(self) -> str:
+        names = [r.label for r in self.refs]
+        more = f" and {len(names) - 3} more fragments" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
+
+
+def group_tasks(refs: Sequence[FragmentRef], task_bytes: int = TASK_BYTES) -> list[ScanTask]:
+    """Group fragments in order into tasks of about `task_bytes`, whatever the number of workers."""
+    groups: list[list[FragmentRef]] = []
+    held = rows = 0
+    for ref in refs:
+        if not ref.rows:
+            continue
+        if not groups or held >= task_bytes or rows >= _TASK_ROWS:
+            groups.append([])
+            held = rows = 0
+        groups[-1].append(ref)
+        held += ref.bytes
+        rows += ref.rows
+    return [ScanTask(i, tuple(g)) for i, g in enumerate(groups)]
+
+
+def scan_rows(
+    task: ScanTask, columns: Sequence[str], schema: pa.Schema, rows_file: str | None
+) -> Iterator[tuple[pa.RecordBatch, U64]]:
+    """Yield (record batch, row ids) of a task's rows, or of those in a file of ascending ids."""
+    wanted: U64 | None = None if rows_file is None else np.load(rows_file, mmap_mode="r")
+    for ref in task.refs:
+        if wanted is not None and not _overlaps(ref, wanted):
+            continue
+        for part in scan_fragment(ref, columns, schema):
+            ids = part.row_ids()
+            if wanted is None:
+                yield part.batch, ids
+                continue
+            a, b = np.searchsorted(wanted, [ids[0], ids[-1] + np.uint64(1)])
+            if a < b:
+                chosen = np.asarray(wanted[a:b])
+                offsets = (chosen - ids[0]).astype(np.int64)
+                yield part.batch.take(pa.array(offsets)), chosen
+
+
+def _overlaps(ref: FragmentRef, wanted: U64) -> bool:
+    first, stop = np.uint64(ref.first_row_id), np.uint64(ref.first_row_id + ref.rows)
+    a, b = np.searchsorted(wanted, [first, stop])
+    return bool(a < b)
+
+
+def compute_rows(
+    task: ScanTask,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    rows_file: str | None,
+    folder: str,
+    function: RowFunction,
+    arguments: dict[str, Any],
+) -> tuple[str, int]:
+    """Apply a row function to a task's rows; return (file of its values, rows)."""
+    parts = [
+        function(batch, ids, **arguments)
+        for batch, ids in scan_rows(task, columns, schema, rows_file)
+    ]
+    if not parts:
+        return "", 0
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    target = Path(folder) / f"{task.index:06d}-{uuid.uuid4().hex[:8]}.npy"
+    with storing("Writing intermediate results", target), open(target, "wb") as file:
+        np.save(file, values)
+        file.flush()
+        os.fsync(file.fileno())
+    return str(target), len(values)

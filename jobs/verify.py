@@ -1,0 +1,124 @@
+"""Verifying a manifest: its bytes, what they say, and the dataset that it was made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..dataplane.dataset import DatasetLike
+from ..dataplane.errors import DatasetChangedError, DatasetError
+from ..dataplane.fragments import content_sha256
+from ..dataplane.manifest import Manifest
+from ..dataplane.series import Series, open_plan
+from ..dataplane.snapshot import find_deep_hashes
+
+__all__ = ["Verified", "verify"]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked and found whole.
+
+    Attributes
+    ----------
+    manifest_id : str
+        Of the last member, for a series.
+    manifests, parts, blocks, bytes : int
+    epochs, samples : int
+    digests : bool
+        Whether the logical digests were computed again.
+    fragments : int
+        Fragments of the dataset whose fingerprint was compared.
+    contents : int
+        Fragments whose bytes were hashed.
+    unplanned : int
+        Files of the dataset that the plan does not know.
+    """
+
+    manifest_id: str
+    manifests: int
+    parts: int
+    blocks: int
+    bytes: int
+    epochs: int
+    samples: int
+    digests: bool
+    fragments: int = 0
+    contents: int = 0
+    unplanned: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    data: DatasetLike | None = None,
+    *,
+    deep: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Verified:
+    """Check a manifest or series.
+
+    Parameters
+    ----------
+    path : path
+    data : path, URI, list or mapping, optional
+        Compare the fragments that hold planned rows, too.
+    deep : bool
+        Recompute logical digests; with `data`, hash the fragments' bytes and compare them with the
+        content hashes that were made with the plan.
+
+    Raises
+    ------
+    BatchloomError
+        At the first thing that is not as it should be.
+    """
+    opened = open_plan(path)
+    manifests = opened.members if isinstance(opened, Series) else [opened]
+    for manifest in manifests:
+        manifest.verify(deep=deep)
+    fragments = contents = unplanned = 0
+    if data is not None:
+        for manifest in manifests:
+            dataset = manifest.open_dataset(data, storage_options=storage_options)
+            fragments, unplanned = len(manifest.planned_fragments()), dataset.unplanned
+            if deep:
+                contents = _compare_contents(manifest, dataset)
+    parts = [p for m in manifests for p in m.parts]
+    return Verified(
+        manifest_id=manifests[-1].manifest_id,
+        manifests=len(manifests),
+        parts=len(parts),
+        blocks=sum(len(p.blocks) for p in parts),
+        bytes=sum(p.bytes for p in parts),
+        epochs=sum(len(m.epochs) for m in manifests),
+        samples=sum(r.samples for m in manifests for r in m.records.values()),
+        digests=deep,
+        fragments=fragments,
+        contents=contents,
+        unplanned=unplanned,
+    )
+
+
+def _compare_contents(manifest: Manifest, dataset: Any) -> int:
+    hashes = find_deep_hashes(manifest.path)
+    if hashes is None:
+        raise DatasetError(
+            f"{manifest.path} holds no content hashes to compare with; they are made by "
+            "planning with --deep."
+        )
+    planned = manifest.planned_fragments()
+    for index in planned:
+        fragment, ref = manifest.snapshot.fragments[index], dataset.refs[index]
+        found = content_sha256(ref.location)
+        expected = hashes.get(fragment.label)
+        if found != expected:
+            raise DatasetChangedError(
+                f"The bytes of fragment '{fragment.path}' of source '{fragment.source}' changed "
+                f"under an unchanged footer: expected SHA-256 {expected}, found {found}. "
+                "Restore the file from its source."
+            )
+    return len(planned)

@@ -1,0 +1,119 @@
+"""What every registered stage must do, whatever it plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batchloom.dataplane.errors import JobSpecError
+from batchloom.dataplane.parameters import describe_parameters
+from batchloom.dataplane.plan import BatchPlan
+from batchloom.jobs.context import JobContext
+from batchloom.jobs.methods import METHODS, make_stage
+from batchloom.jobs.stages import BatchStage, GroupStage, PlanState, ReduceStage, SelectStage
+
+
+class StageContract:
+    """Subclass, and say `name`, `parameters` and which `state` the stage is given."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    def stage(self, **changes: Any) -> Any:
+        return make_stage(self.name, {**self.parameters, **changes})
+
+    def test_is_registered_under_its_name_and_kind(self) -> None:
+        method, stage = METHODS[self.name], self.stage()
+        assert stage.method == self.name
+        assert stage.kind == method.kind
+        kinds = {
+            "select": SelectStage,
+            "group": GroupStage,
+            "batch": BatchStage,
+            "reduce": ReduceStage,
+        }
+        assert isinstance(stage, kinds[stage.kind])
+
+    def test_every_parameter_is_described(self) -> None:
+        for p in describe_parameters(type(self.stage())):
+            assert p.description, p.name
+            assert p.allowed, p.name
+
+    def test_is_frozen(self) -> None:
+        stage = self.stage()
+        field = dataclasses.fields(stage)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(stage, field, None)
+
+    def test_identity_is_json_without_paths(self, tmp_path: Path) -> None:
+        identity = self.stage().identity()
+        assert identity["method"] == self.name
+        text = json.dumps(identity, allow_nan=False)
+        assert str(tmp_path) not in text
+        assert "/" not in text
+
+    def test_unknown_parameter_is_refused_by_name(self) -> None:
+        with pytest.raises(JobSpecError, match="no parameter 'nonsense'"):
+            self.stage(nonsense=1)
+
+    def test_keeps_the_contract_of_its_kind(self, job: JobContext, state: PlanState) -> None:
+        stage = self.stage()
+        if isinstance(stage, SelectStage):
+            check_select(stage, job, state)
+        elif isinstance(stage, GroupStage):
+            check_group(stage, job, state)
+        elif isinstance(stage, BatchStage):
+            check_batch(stage, job, state)
+        else:
+            check_reduce(stage, job, state)
+
+
+def check_select(stage: SelectStage, job: JobContext, state: PlanState) -> None:
+    """Ranks ascend, are within the rows, and do not depend on how often they are asked for."""
+    first, again = stage.select(job, state, 0), stage.select(job, state, 0)
+    assert first.rows.tolist() == again.rows.tolist()
+    assert (np.diff(first.rows.astype(np.int64)) > 0).all()
+    assert len(first.rows) == 0 or int(first.rows[-1]) < len(state.rows)
+    smaller = state.selected(first)
+    assert smaller.rows.ids().tolist() == state.rows.ids()[first.rows.astype(int)].tolist()
+
+
+def check_group(stage: GroupStage, job: JobContext, state: PlanState) -> None:
+    """Every row that stays has a label; rows and labels stay parallel."""
+    grouped = stage.group(job, state)
+    assert grouped.groups is not None
+    assert grouped.groups.dtype == np.int32
+    assert len(grouped.groups) == len(grouped.rows) <= len(state.rows)
+    assert grouped.groups.min() >= 0
+    assert set(grouped.rows.ids().tolist()) <= set(state.rows.ids().tolist())
+    assert isinstance(stage.default_batch(), BatchStage)
+
+
+def check_batch(stage: BatchStage, job: JobContext, state: PlanState) -> None:
+    """Each row at most once, no larger batch than asked for, weights follow their rows."""
+    ids = state.rows.ids()
+    weights = (ids % np.uint64(7) + np.uint64(1)).astype(np.float32)
+    weighted = dataclasses.replace(state, weights=weights)
+    plan = BatchPlan.concat(list(stage.batches(job, weighted, 0)))
+    plan.check(stage.side)
+    rows = plan.rows.tolist()
+    assert len(rows) == len(set(rows))
+    assert set(rows) <= set(ids.tolist())
+    assert np.diff(plan.offsets).max() <= job.batch_size
+    assert plan.weights is not None
+    assert plan.weights.tolist() == [float(r % 7 + 1) for r in rows]
+    assert rows != BatchPlan.concat(list(stage.batches(job, weighted, 1))).rows.tolist()
+
+
+def check_reduce(stage: ReduceStage, job: JobContext, state: PlanState) -> None:
+    """The reduced plan has the same steps and no row that was not in the same micro-batch."""
+    plan = BatchPlan.cut(state.rows.ids(), job.batch_size)
+    reduced = stage.reduce(job, plan, 0)
+    reduced.check(())
+    assert len(reduced) == len(plan)
+    for k in range(len(plan)):
+        assert set(reduced.slice(k, k + 1).rows.tolist()) <= set(plan.slice(k, k + 1).rows.tolist())

@@ -1,0 +1,46 @@
+"""Every registered method passes the stage contract; one without an example here fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batchloom.jobs.methods import METHODS
+from batchloom.tests.contracts.stage import StageContract
+
+
+def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Parameters of one instance of each method."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text("doc-3\ndoc-500\ndoc-no\n")
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.array([3, 500, 12], np.uint64))
+    return {
+        "shuffle": {"stratify": "label"},
+        "kmeans": {"columns": "x", "k": 4},
+        "within": {},
+        "across": {},
+        "aligned": {},
+        "where": {"expression": "label in [1, 2] and a > 0"},
+        "keep": {"file": str(keys), "key": "key"},
+        "drop": {"file": str(ids)},
+        "split": {"shares": "train=0.7,val=0.3:val", "key": "key"},
+    }
+
+
+def test_every_method_has_an_example(tmp_path: Path) -> None:
+    assert set(examples(tmp_path)) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+class TestStage(StageContract):
+    @pytest.fixture(autouse=True)
+    def _example(self, name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+        self.name = name
+        self.parameters = examples(tmp_path)[name]
+        if name == "aligned":  # its groups must fit a batch
+            state = request.getfixturevalue("state")
+            groups = (np.arange(len(state.rows)) // 10).astype(np.int32)
+            object.__setattr__(state, "groups", groups)
