@@ -1,4 +1,4 @@
-"""The data that the benchmarks work on: Parquet files of losses, tiny files, one file of vectors."""
+"""The data that the benchmarks work on: Parquet files of losses, tiny files, a file of vectors."""
 
 from __future__ import annotations
 

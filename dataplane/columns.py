@@ -6,7 +6,6 @@ pandas where that is installed, which costs a third of a second.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .errors import ColumnTypeError, InvalidValueError
-from .random import mix64
 
-__all__ = ["as_arrow", "as_matrix", "as_numpy", "hash_column", "numpy_type"]
+__all__ = ["as_arrow", "as_matrix", "as_numpy", "numpy_type"]
 
 
 def numpy_type(type_: pa.DataType) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
@@ -108,41 +106,3 @@ def as_matrix(batch: pa.RecordBatch, columns: list[str]) -> npt.NDArray[np.float
     if len(parts) == 1:
         return np.ascontiguousarray(parts[0], dtype=np.float32)
     return np.concatenate([p.astype(np.float32) for p in parts], axis=1)
-
-
-def hash_column(array: pa.Array, name: str = "column") -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash of each value: equal values, equal hashes, on any machine.
-
-    Integers and booleans hash by value, strings and binaries by their bytes (BLAKE2b); so an int64
-    key and an int32 key of the same value agree. Nulls share one hash. Floats are refused: they
-    make poor keys.
-    """
-    if pa.types.is_dictionary(array.type):
-        hashes = hash_column(array.dictionary, name)
-        return _take_hashes(hashes, array.indices)
-    if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
-        filled = array.fill_null(0) if array.null_count else array
-        values = _primitive(filled).astype(np.int64, copy=False).view(np.uint64)
-        return np.where(_bits(array.is_null()), _NULL_HASH, mix64(values.copy()))
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
-    if not any(check(array.type) for check in (*text, pa.types.is_large_binary)):
-        raise ColumnTypeError(
-            f"Column '{name}' is {array.type}; a key must be integers, strings or binaries."
-        )
-    encoded = array.dictionary_encode()
-    digests = b"".join(
-        blake2b(v.encode() if isinstance(v, str) else v, digest_size=8).digest()
-        for v in encoded.dictionary.to_pylist()
-    )
-    return _take_hashes(np.frombuffer(digests, "<u8"), encoded.indices)
-
-
-def _take_hashes(hashes: npt.NDArray[np.uint64], indices: pa.Array) -> npt.NDArray[np.uint64]:
-    with_null: npt.NDArray[np.uint64] = np.append(hashes, _NULL_HASH).astype(np.uint64)
-    taken: npt.NDArray[np.uint64] = with_null[
-        _primitive(indices.fill_null(len(hashes)).cast(pa.int64()))
-    ]
-    return taken
-
-
-_NULL_HASH = np.uint64(0x4E55_4C4C_4E55_4C4C)

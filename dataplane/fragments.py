@@ -234,6 +234,7 @@ class FragmentReader:
         self._parquet: pq.ParquetFile | None = None
         self._ipc: Any = None
         self._batches: list[pa.RecordBatch] = []
+        self._validated: set[int] = set()  # chunks of an IPC file or stream
         self._file = ref.location.open()
         try:
             with reading(ref.location, ref.bytes):
@@ -319,7 +320,12 @@ class FragmentReader:
                 table = self._parquet.read_row_group(index, columns=self.columns, use_threads=False)
                 return self._plain(_one_batch(table.select(self.columns)))
             batch = self._batches[index] if self._batches else self._ipc.get_batch(index)
-            return self._plain(batch.select(self.columns))
+            batch = batch.select(self.columns)
+            if index not in self._validated:
+                # Arrow trusts the offsets of strings and lists: a damaged one ends the process.
+                batch.validate(full=True)
+                self._validated.add(index)
+            return self._plain(batch)
 
     def _plain(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Give equal schemas to the batches of all fragments; no value changes."""

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from ..coresets.keys import match_keys
 from ..dataplane.canonical import file_sha256
-from ..dataplane.columns import hash_column
 from ..dataplane.errors import DatasetError, SelectionError
+from ..dataplane.key_hash import hash_column
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import Selection
 from .context import JobContext

@@ -123,11 +123,12 @@ class RichProgress:
 class _RichStep:
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
+        self._done, self._start = 0, time.monotonic()
 
     def advance(self, rows: int) -> None:
-        speed = self._bar.tasks[self._task].speed
-        rate = f"{speed:,.0f} rows/s" if speed else ""
-        self._bar.update(self._task, advance=rows, rate=rate)
+        self._done += rows
+        rate = self._done / max(time.monotonic() - self._start, 1e-9)
+        self._bar.update(self._task, advance=rows, rate=f"{rate:,.0f} rows/s")
 
 
 def make_progress(mode: ProgressMode = "auto") -> Progress:

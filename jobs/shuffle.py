@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from ..dataplane.columns import hash_column
+from ..dataplane.key_hash import hash_column
 from ..dataplane.orders import stratified
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import BatchPlan

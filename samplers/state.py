@@ -97,6 +97,8 @@ def rows_before(manifest: Manifest, epoch: int, step: int) -> int:
         if part.epoch != epoch:
             continue
         for block in part.blocks:
+            if first == stop:
+                return rows
             if first + block.micro_batches > stop:
                 return rows + len(batches.plan(first, stop).rows)
             rows += block.rows

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +250,37 @@ def test_an_interrupted_job_leaves_nothing(
         time.sleep(0.1)
 
 
-def test_completion_can_be_shown() -> None:
-    ran = batchloom("--show-completion", env={**os.environ, "SHELL": "/bin/bash"})
-    assert "batchloom" in ran.stdout or ran.returncode != 0
+@pytest.mark.parametrize(
+    ("words", "expected"), [("batchloom ver", ["verify"]), ("batchloom plan km", ["kmeans"])]
+)
+def test_the_shell_completes_verbs_and_methods(words: str, expected: list[str]) -> None:
+    asked = {
+        "_BATCHLOOM_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    assert batchloom(env={**os.environ, **asked}).stdout.split() == expected
+    assert "complete_bash" in batchloom("--show-completion", "bash").stdout
+
+
+def test_a_terminal_gets_a_bar_with_rows_rate_and_time_left(small: Path, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("batchloom"), "plan", "shuffle", str(small), "--out",
+         str(tmp_path / "p"), "--batch-size", "8", "--epochs", "0:40"],
+        stdout=subprocess.PIPE, stderr=follower, text=True,
+        env={**os.environ, "COLUMNS": "120", "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the process has ended
+        while chunk := os.read(leader, 65_536):
+            shown += chunk
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "writing epoch 39" in text
+    assert f"/{ROWS:,} rows" in text
+    assert re.search(r"[\d,]+ rows/s", text)
+    assert re.search(r"\d:\d\d:\d\d", text)
+    assert "rows/s" not in out

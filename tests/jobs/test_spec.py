@@ -73,7 +73,11 @@ def test_the_batch_stage_may_be_named(small: Path, tmp_path: Path) -> None:
         ('out = "', 'added_only = true\nout = "', "'added_only' needs a 'since'"),
         ('out = "', 'scheduler = "tcp://x"\nout = "', "either a scheduler or a number"),
         ('out = "', 'on_invalid = "skip"\nout = "', "one of 'fail', 'drop'. Got 'skip' instead"),
-        ('out = "', 'memory = "lots"\nout = "', "A size is written like '4GiB' .* Got 'lots' instead"),
+        (
+            'out = "',
+            'memory = "lots"\nout = "',
+            "A size is written like '4GiB' .* Got 'lots' instead",
+        ),
         ("k = 4", "k = 0", r"stages\[1\]: The 'k' parameter of kmeans .* Got 0 instead"),
         ("k = 4", "kk = 4", r"stages\[1\]: .*(required|no parameter 'kk'.*Did you mean 'k')"),
         (

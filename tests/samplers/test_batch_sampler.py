@@ -116,11 +116,13 @@ def test_older_iteration_does_not_touch_the_state(plan):
     sampler = ManifestBatchSampler(plan)
     older = iter(sampler)
     next(older)
-    state = sampler.state_after(20, epoch=0)
-    sampler.load_state_dict(state)
+    sampler.load_state_dict(sampler.state_after(20, epoch=0))
+    newer = iter(sampler)
+    for _ in range(4):
+        next(newer)
     for _ in range(8):
         next(older)
-    assert sampler.state_dict() == state
+    assert sampler.state_dict() == sampler.state_after(21, epoch=0)
 
 
 def test_foreign_state(plan):

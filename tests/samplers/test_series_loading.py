@@ -6,6 +6,7 @@ import time
 import pytest
 from batchloom.dataplane import ManifestWriter, Series, open_dataset
 from batchloom.dataplane.errors import (
+    DatasetChangedError,
     ManifestError,
     ParameterError,
     ResumeMismatchError,
@@ -119,6 +120,21 @@ def test_file_that_only_an_older_member_needs(tmp_path, data):
     batches = drain(ManifestLoader(tmp_path / "series", data, columns=["row"]))
     assert [b.epoch for b in batches] == [0] * 8 + [1] * 6
     assert all(b["row"].tolist() == b.rows.tolist() for b in batches)
+
+
+def test_members_that_come_later_are_checked_against_the_dataset(tmp_path, data):
+    first = add_member(tmp_path / "series", data, 0, 1)
+    loader = ManifestLoader(tmp_path / "series", data, columns=["row"])
+    sampler = ManifestBatchSampler(tmp_path / "series", data)
+    write_fragment(awkward_table(120, 160), data / "b.arrow", "ipc")
+    add_member(tmp_path / "series", data, 1, 2, since=first.snapshot, rows=160)
+    (data / "b.arrow").unlink()
+    for one in (loader, sampler):
+        one.set_epoch(1)
+        with pytest.raises(DatasetChangedError, match=r"'b\.arrow' .* is gone"):
+            drain(one)
+        one.set_epoch(0)
+        assert len(drain(one)) == 6
 
 
 def test_every_member_is_checked_against_the_world_size(tmp_path, data):

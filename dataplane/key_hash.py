@@ -1,0 +1,53 @@
+"""Hashes of key columns: one 64-bit number a value, the same on any machine.
+
+Integers and booleans hash by value, strings and binaries by their bytes (BLAKE2b), so that an int64
+key and an int32 key of the same value agree, and so do plain and dictionary columns. Nulls share
+one hash. Floats are refused: they make poor keys.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from .columns import as_numpy
+from .errors import ColumnTypeError
+from .random import mix64
+
+__all__ = ["hash_column"]
+
+U64 = npt.NDArray[np.uint64]
+
+_NULL_HASH = np.uint64(0x4E55_4C4C_4E55_4C4C)
+
+
+def hash_column(array: pa.Array, name: str = "column") -> U64:
+    """Return a hash of each value; uint64, shape (rows,)."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _taken(hash_column(array.dictionary, name), array.indices)
+    if pa.types.is_boolean(kind):
+        array, kind = array.cast(pa.int8()), pa.int8()
+    if pa.types.is_integer(kind):
+        values = as_numpy(array.fill_null(0)).astype(np.int64, copy=False).view(np.uint64)
+        return np.where(as_numpy(array.is_null()), _NULL_HASH, mix64(values.copy()))
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ColumnTypeError(
+            f"Column '{name}' is {kind}; a key must be integers, strings or binaries."
+        )
+    encoded = array.dictionary_encode()
+    digests = b"".join(
+        blake2b(v.encode() if text else v, digest_size=8).digest()
+        for v in encoded.dictionary.to_pylist()
+    )
+    return _taken(np.frombuffer(digests, "<u8"), encoded.indices)
+
+
+def _taken(hashes: U64, indices: pa.Array) -> U64:
+    with_null: U64 = np.append(hashes, _NULL_HASH).astype(np.uint64)
+    found: U64 = with_null[as_numpy(indices.fill_null(len(hashes)).cast(pa.int64()))]
+    return found
