@@ -51,6 +51,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from batchloom.dataplane import Manifest, open_dataset
+from batchloom.dataplane.dataset import Dataset
 from batchloom.jobs import plan
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.progress import QuietProgress
@@ -85,7 +86,8 @@ class Sizes:
     scan_files: int = 80
     scan_rounds: int = 4
     plan_files: int = 10
-    tasks: int = 300
+    many_files: int = 4
+    tasks: int = 200
     rounds: int = 5
     processes: int = 5
     help_runs: int = 7
@@ -97,7 +99,8 @@ QUICK = Sizes(
     scan_files=40,
     scan_rounds=2,
     plan_files=2,
-    tasks=100,
+    many_files=1,
+    tasks=64,
     rounds=2,
     processes=2,
     demo_runs=1,
@@ -287,7 +290,13 @@ def _open_uncached(bench: Bench, path: Path, places: list[int]) -> None:
 
 def _open_many(bench: Bench) -> None:
     """Open a plan of batches of one row: as many blocks as a plan of many rows has."""
-    many = plan("shuffle", bench.files[:4], out=bench.folder / "many", batch_size=1, workers=0)
+    many = plan(
+        "shuffle",
+        bench.files[: bench.sizes.many_files],
+        out=bench.folder / "many",
+        batch_size=1,
+        workers=0,
+    )
     batches = len(many.epoch(0))
     times = [run_fresh(_OPEN, many.path, batches - 1) for _ in range(bench.sizes.processes)]
     wall, cpu = (median(column) for column in zip(*times, strict=True))
@@ -349,15 +358,14 @@ def verify(bench: Bench, path: Path) -> None:
 
 
 @contextmanager
-def warm_engine(dataset: Any) -> Iterator[Engine]:
+def warm_engine(dataset: Dataset) -> Iterator[Engine]:
     """Give an embedded cluster whose workers have imported what their tasks need."""
     with Engine(workers=WORKERS) as engine:
-        for _ in range(2):
-            scan_loss(dataset, engine, 1)
+        scan_loss(dataset, engine, 1)
         yield engine
 
 
-def scan_loss(dataset: Any, engine: Engine, task_bytes: int | None = None) -> ColumnStatistics:
+def scan_loss(dataset: Dataset, engine: Engine, task_bytes: int | None = None) -> ColumnStatistics:
     sizes = {} if task_bytes is None else {"task_bytes": task_bytes}
     return scan_statistics(dataset, engine, QuietProgress(), ["loss"], **sizes)[0]
 
@@ -382,27 +390,33 @@ def count_loss(files: list[Path]) -> tuple[int, int, int, float, float, float]:
     return rows, nulls, bad, low, high, total
 
 
-def scan(bench: Bench) -> None:
+def dask(bench: Bench) -> None:
+    """Measure the scan and the tasks on one cluster."""
+    small = open_dataset(str(bench.folder / "small"))
+    with warm_engine(small) as engine:
+        scan(bench, engine)
+        schedule(bench, engine, small)
+
+
+def scan(bench: Bench, engine: Engine) -> None:
     files = bench.files
     dataset = open_dataset([str(p) for p in files])
-    alone = Engine(workers=0)
-    with warm_engine(open_dataset(str(bench.folder / "small"))) as engine:
-        dask, many, here, loop = interleaved(
-            bench.sizes.scan_rounds,
-            partial(scan_loss, dataset, engine),
-            partial(scan_loss, dataset, engine, 1),
-            partial(scan_loss, dataset, alone),
-            partial(count_loss, files),
-            children=True,
-        )
-    _same_counts(dask[0].value, loop[0].value)
+    ours, many, here, loop = interleaved(
+        bench.sizes.scan_rounds,
+        partial(scan_loss, dataset, engine),
+        partial(scan_loss, dataset, engine, 1),
+        partial(scan_loss, dataset, Engine(workers=0)),
+        partial(count_loss, files),
+        children=True,
+    )
+    _same_counts(ours[0].value, loop[0].value)
     reference, wall = min(c.own for c in loop), min(c.wall for c in loop)
     limit = f"pyarrow loop {reference:.2f} CPU s"
-    ratio = best(dask).cpu / reference
+    cost = best(ours)
+    ratio = cost.cpu / reference
     bench.add(
         f"scan {dataset.rows / 1e6:.0f} M rows in {len(files)} files, 1 column, Dask",
-        f"{best(dask).cpu:.2f} CPU s (driver {best(dask).own:.2f}); "
-        f"wall {min(c.wall for c in dask):.2f} s, {load()}",
+        f"{cost.cpu:.2f} CPU s (driver {cost.own:.2f}); wall {cost.wall:.2f} s, {load()}",
         f"{limit}; wall {wall:.2f} s",
         f"{ratio:.2f} x",
         "≤ 1.6",
@@ -426,30 +440,23 @@ def _same_counts(ours: ColumnStatistics, plain: tuple[int, int, int, float, floa
         raise RuntimeError(f"the scans disagree: {ours} and {plain}")
 
 
-def schedule(bench: Bench) -> None:
+def schedule(bench: Bench, engine: Engine, small: Dataset) -> None:
     """Measure what a task costs beside its work."""
-    from distributed import Client, LocalCluster
+    tasks = len(small.present())
+    client = engine._connected(tasks)  # the same cluster, so that both see the same settings
 
-    dataset, tasks = open_dataset(str(bench.folder / "small")), bench.sizes.tasks
-    with (
-        LocalCluster(
-            n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Engine(scheduler=cluster.scheduler_address) as engine,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        costs = interleaved(
-            bench.sizes.rounds,
-            partial(scan_loss, dataset, engine, 1),
-            lambda: client.gather(client.map(operator.neg, range(tasks), pure=False)),
-            children=True,
-        )
-    ours, dasks = (min(c.own for c in cost) / tasks for cost in costs)
+    def reference() -> None:
+        client.gather(client.map(operator.neg, range(tasks), pure=False))
+
+    costs = interleaved(
+        bench.sizes.rounds, partial(scan_loss, small, engine, 1), reference, children=True
+    )
+    ours, plain = (min(c.own for c in cost) / tasks for cost in costs)
     workers = best(costs[0]).children / tasks
     bench.add(
         f"CPU a task of driver and scheduler, {tasks} tasks",
-        f"{ours / MILLI:.2f} ms (and the workers' {workers / MILLI:.2f} ms)",
-        f"Client.map of a built-in {dasks / MILLI:.2f} ms",
+        f"{ours / MILLI:.2f} ms (and the workers' {workers / MILLI:.2f} ms), {load()}",
+        f"Client.map of a built-in {plain / MILLI:.2f} ms",
         f"{ours / MILLI:.1f} ms",
         "≤ 10 ms",
         ours <= 10 * MILLI,
@@ -471,6 +478,7 @@ def help_text(bench: Bench) -> None:
         runs,
         partial(run_process, [*command(), "--help"]),
         partial(run_process, [sys.executable, "-c", "pass"]),
+        warm=1,
     )
     ours, nothing = ([c.value for c in cost] for cost in costs)
     wall = median([f.wall for f in ours])
@@ -514,8 +522,7 @@ def run_all(bench: Bench) -> list[Row]:
         ("open", lambda: open_plan(bench, path[0])),
         ("read", lambda: read_warm(bench, path[0])),
         ("verify", lambda: verify(bench, path[0])),
-        ("scan", lambda: scan(bench)),
-        ("schedule", lambda: schedule(bench)),
+        ("scan and tasks", lambda: dask(bench)),
         ("help", lambda: help_text(bench)),
         ("demo", lambda: demo(bench)),
         ("plan kmeans", lambda: plan_kmeans(bench)),

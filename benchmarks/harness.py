@@ -107,7 +107,7 @@ def measured(function: Measured, *, children: bool = False) -> Cost:
 
 
 def interleaved(
-    repeats: int, *functions: Measured, children: bool = False, warm: int = 1
+    repeats: int, *functions: Measured, children: bool = False, warm: int = 0
 ) -> list[list[Cost]]:
     """Measure functions turn by turn, in an order drawn anew each round.
 
@@ -119,7 +119,7 @@ def interleaved(
     children : bool
         As in `measured`.
     warm : int
-        Rounds before those, dropped.
+        Rounds before those, dropped; `best` needs none.
 
     Returns
     -------

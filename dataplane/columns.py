@@ -6,6 +6,7 @@ pandas where that is installed, which costs a third of a second.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,18 @@ def _primitive(array: pa.Array) -> npt.NDArray[Any]:
     data = array.buffers()[1]
     if data is None:
         return np.empty(0, dtype)
-    return np.frombuffer(data, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+    view = np.frombuffer(data, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+    view.flags.writeable = False  # others read the same memory
+    return view
 
 
 def _bits(array: pa.Array) -> npt.NDArray[np.bool_]:
     data = array.buffers()[1]
     if data is None or len(array) == 0:
         return np.zeros(len(array), bool)
-    packed = np.frombuffer(data, np.uint8)
-    bits = np.unpackbits(packed, count=array.offset + len(array), bitorder="little")
-    return bits[array.offset :].view(bool)
+    first, skip = divmod(array.offset, 8)
+    packed = np.frombuffer(data, np.uint8, offset=first)
+    return np.unpackbits(packed, count=skip + len(array), bitorder="little")[skip:].view(bool)
 
 
 def as_arrow(values: npt.NDArray[Any]) -> pa.Array:
@@ -102,7 +105,8 @@ def as_arrow(values: npt.NDArray[Any]) -> pa.Array:
 
 def as_matrix(batch: pa.RecordBatch, columns: list[str]) -> npt.NDArray[np.float32]:
     """Return columns side by side as float32, shape (rows, width): embeddings or plain numbers."""
-    parts = [as_numpy(batch.column(c), c).reshape(batch.num_rows, -1) for c in columns]
+    arrays = [as_numpy(batch.column(c), c) for c in columns]
+    parts = [a.reshape(len(a), math.prod(a.shape[1:])) for a in arrays]
     if len(parts) == 1:
         return np.ascontiguousarray(parts[0], dtype=np.float32)
     return np.concatenate([p.astype(np.float32) for p in parts], axis=1)

@@ -18,10 +18,12 @@ from .storage import storing
 
 __all__ = ["find_deep_hashes", "write_deep_hashes"]
 
+_FORMAT = "batchloom-deep/1"
+
 
 def write_deep_hashes(folder: str | Path, hashes: Mapping[str, str]) -> Path:
     """Write content hashes by fragment label as ``deep-<sha256>.json``; return its path."""
-    body = pretty_json({"format": "batchloom-deep/1", "sha256": dict(hashes)})
+    body = pretty_json({"format": _FORMAT, "sha256": dict(hashes)})
     target = Path(folder) / f"deep-{digest(dict(hashes))}.json"
     with storing("Writing the content hashes", target):
         replace_file(target, body)
@@ -33,8 +35,9 @@ def find_deep_hashes(folder: str | Path) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for path in sorted(Path(folder).glob("deep-*.json")):
         try:
-            hashes = json.loads(path.read_bytes())["sha256"]
-            whole = path.name == f"deep-{digest(hashes)}.json"
+            body = json.loads(path.read_bytes())
+            hashes = body["sha256"]
+            whole = body["format"] == _FORMAT and path.name == f"deep-{digest(hashes)}.json"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:

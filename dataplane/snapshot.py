@@ -198,10 +198,14 @@ class Snapshot:
             source = source / "manifest.json"
         try:
             body = json.loads(source.read_bytes())
-            if body.get("format") != _FORMAT and "identity" in body:
+            if "identity" in body:
                 snapshot = cls.from_json(body["identity"]["snapshot"])
                 expected, found = body["manifest_id"], digest(body["identity"])
             else:
+                if body["format"] != _FORMAT:
+                    raise DatasetError(
+                        f"{path} has the format '{body['format']}'; this version reads '{_FORMAT}'."
+                    )
                 snapshot = cls.from_json(body["snapshot"])
                 expected, found = body["fingerprint"], snapshot.fingerprint
         except OSError as error:

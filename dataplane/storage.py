@@ -97,10 +97,7 @@ class Location:
 
     def _walk(self) -> Iterator[tuple[str, int]]:
         if not self.is_local:
-            fs, root = self._fs()
-            root = root.rstrip("/")
-            for path, info in fs.find(root, detail=True).items():
-                yield path[len(root) :].lstrip("/"), int(info["size"])
+            yield from self._walk_remote()
             return
 
         def fail(error: OSError) -> None:
@@ -114,6 +111,24 @@ class Location:
                     full = os.path.join(folder, name)
                     yield os.path.relpath(full, self.path), _size_or_zero(full)
 
+    def _walk_remote(self) -> Iterator[tuple[str, int]]:
+        # Not fsspec's `find`: it leaves out a folder that it may not list, and its rows with it.
+        fs, root = self._fs()
+        fs.invalidate_cache()
+        root = root.rstrip("/")
+        folders = [root]
+        while folders:
+            folder = folders.pop()
+            for info in fs.ls(folder, detail=True):
+                path = info["name"].rstrip("/")
+                relative = path[len(root) :].lstrip("/")
+                if path == folder or is_hidden(relative):
+                    continue
+                if info["type"] == "directory":
+                    folders.append(path)
+                else:
+                    yield relative, int(info.get("size") or fs.size(path) or 0)
+
     def glob(self) -> list[Location]:
         """Return the files that this pattern names."""
         with _reading(self):
@@ -122,6 +137,7 @@ class Location:
 
                 return [Location(p) for p in glob.glob(self.path, recursive=True)]
             fs, path = self._fs()
+            fs.invalidate_cache()
             # The URI as it was given, its path replaced: `unstrip_protocol` may spell it otherwise.
             tail = path.lstrip("/")
             if not self.path.endswith(tail):

@@ -18,11 +18,13 @@ from .stages import BatchStage, PlanState, groups_of
 __all__ = ["Across", "Aligned", "Within", "make_batches"]
 
 
+@parameters
 class _ClusterBatches(BatchStage):
     """Calls the pure function of the same name."""
 
+    drop_last: Annotated[bool, Field(description="leave out rows that fill no micro-batch")] = False
+
     needs_groups = True
-    drop_last: bool
     make: ClassVar[Callable[..., BatchPlan]]
 
     def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
@@ -40,9 +42,6 @@ class _ClusterBatches(BatchStage):
         yield replace(plan, rows=ids[ranks], weights=weights)
 
 
-_DropLast = Annotated[bool, Field(description="leave out rows that fill no micro-batch")]
-
-
 @parameters
 class Within(_ClusterBatches):
     """Parameters of within."""
@@ -51,8 +50,6 @@ class Within(_ClusterBatches):
     summary = "micro-batches of one group each"
     side = (SideColumn("cluster", "batch", "int64"),)
     make = staticmethod(cluster.within)
-
-    drop_last: _DropLast = False
 
 
 @parameters
@@ -63,8 +60,6 @@ class Across(_ClusterBatches):
     summary = "micro-batches that hold all groups in the dataset's shares"
     make = staticmethod(cluster.across)
 
-    drop_last: _DropLast = False
-
 
 @parameters
 class Aligned(_ClusterBatches):
@@ -74,8 +69,6 @@ class Aligned(_ClusterBatches):
     summary = "micro-batches of whole groups, never cut by ranks"
     unit = "micro"
     make = staticmethod(cluster.aligned)
-
-    drop_last: _DropLast = False
 
 
 def make_batches(name: str, *, drop_last: bool) -> BatchStage:

@@ -28,11 +28,12 @@ __all__ = ["Drop", "Keep", "read_keys"]
 U64 = npt.NDArray[np.uint64]
 
 
+@parameters
 class _KeyStage(SelectStage):
     """What keep and drop share; they differ in which side of the match stays."""
 
-    file: str
-    key: str | None
+    file: Annotated[str, Field(description="file of keys")]
+    key: Annotated[str | None, Field(description="key column; row ids where none is named")] = None
 
     def parameters(self) -> dict[str, Any]:
         with _opened(self.file) as handle:
@@ -97,9 +98,6 @@ class Keep(_KeyStage):
     summary = "only rows whose key is in a file"
     example = "batchloom plan shuffle data/ --out plan/ --keep ids.txt --key doc_id"
 
-    file: Annotated[str, Field(description="file of keys")]
-    key: Annotated[str | None, Field(description="key column; row ids where none is named")] = None
-
 
 @parameters
 class Drop(_KeyStage):
@@ -108,9 +106,6 @@ class Drop(_KeyStage):
     method = "drop"
     summary = "all rows but those whose key is in a file"
     example = "batchloom plan shuffle data/ --out plan/ --drop takedown.csv --key url"
-
-    file: Annotated[str, Field(description="file of keys")]
-    key: Annotated[str | None, Field(description="key column; row ids where none is named")] = None
 
 
 def match_rows(

@@ -5,7 +5,6 @@ These functions run on workers, so they are importable, take paths, and may run 
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,6 +110,4 @@ def compute_rows(
     target = Path(folder) / f"{task.index:06d}-{uuid.uuid4().hex[:8]}.npy"
     with storing("Writing intermediate results", target), open(target, "wb") as file:
         np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())
     return str(target), len(values)

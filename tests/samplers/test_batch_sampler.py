@@ -13,7 +13,7 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.samplers import ManifestBatchSampler, ManifestLoader
 from batchloom.tests.contracts.awkward import AWKWARD_ROWS, awkward_table, write_fragment
-from batchloom.tests.contracts.loader import flat, json_round_trip, shuffled, write_plan
+from batchloom.tests.contracts.batches import flat, json_round_trip, shuffled, write_plan
 from torch.utils.data import DataLoader, TensorDataset
 
 

@@ -10,7 +10,7 @@ from batchloom.dataplane import open_dataset
 from batchloom.dataplane.errors import DatasetChangedError
 from batchloom.samplers import ManifestBatchSampler, ManifestLoader
 from batchloom.tests.contracts.awkward import FORMATS, awkward_table, write_fragment
-from batchloom.tests.contracts.loader import drain, flat, shuffled, write_plan
+from batchloom.tests.contracts.batches import drain, flat, shuffled, write_plan
 
 
 @pytest.fixture(params=FORMATS)

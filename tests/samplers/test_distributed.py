@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from batchloom.samplers import ManifestLoader, weighted_loss
-from batchloom.tests.contracts.loader import shuffled, write_plan
+from batchloom.tests.contracts.batches import shuffled, write_plan
 
 SCRIPT = """if True:
     import json, sys

@@ -7,12 +7,7 @@ from batchloom.dataplane import BatchPlan
 from batchloom.dataplane.errors import InvalidValueError, ParameterError
 from batchloom.samplers import ManifestLoader, weighted_loss
 from batchloom.tests.contracts.awkward import awkward_table
-from batchloom.tests.contracts.loader import drain, shuffled, write_plan
-
-
-@pytest.fixture
-def data(awkward_data):
-    return awkward_data("ipc")
+from batchloom.tests.contracts.batches import drain, shuffled, write_plan
 
 
 def make_model():

@@ -1,13 +1,5 @@
-"""The manifest loader: the contract of all loaders, and what is its own."""
+"""The manifest loader: the contract of all loaders, and what its batches carry."""
 
-import gc
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 import traceback
 from dataclasses import replace
 
@@ -20,30 +12,26 @@ from batchloom.dataplane import (
     ManifestWriter,
     Ragged,
     SideColumn,
-    epoch_writer,
     open_dataset,
 )
 from batchloom.dataplane.errors import (
-    BatchloomError,
     InvalidValueError,
     ManifestCorruptError,
     ManifestError,
     MissingColumnError,
     ParameterError,
 )
-from batchloom.dataplane.manifest_part import PartReader
 from batchloom.samplers import Batch, ManifestLoader
 from batchloom.tests.contracts.awkward import awkward_table, write_fragment
-from batchloom.tests.contracts.loader import (
-    LoaderContract,
+from batchloom.tests.contracts.batches import (
     drain,
     fingerprints,
     flat,
-    json_round_trip,
     prefetch_threads,
     shuffled,
     write_plan,
 )
+from batchloom.tests.contracts.loader import LoaderContract
 
 
 class TestManifestLoader(LoaderContract):
@@ -51,38 +39,9 @@ class TestManifestLoader(LoaderContract):
         return ManifestLoader(plan, data, **options)
 
 
-@pytest.fixture
-def data(awkward_data):
-    return awkward_data("ipc")
-
-
-@pytest.fixture
-def plan(data, tmp_path):
-    """Two epochs of ten micro-batches of 20 rows."""
-    write_plan(tmp_path / "plan", data, {e: shuffled(e, rows=200, batch=20) for e in (0, 1)})
-    return tmp_path / "plan"
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    yield
-    if prefetch_threads():
-        gc.collect()
-    assert prefetch_threads() == []
-
-
-def places(batches):
-    return [(b.epoch, b.step) for b in batches]
-
-
 def take(loader, seen):
     for batch in loader:
-        seen.append(batch.step)
-
-
-EPOCH_0, EPOCH_1 = [(0, s) for s in range(10)], [(1, s) for s in range(10)]
-
-# --- what a batch carries -------------------------------------------------------------------------
+        seen.append(batch.step)  # one at a time: it may end in an error
 
 
 def test_batch_is_a_mapping(plan, data):
@@ -221,282 +180,6 @@ def test_row_ids_beyond_32_bits(tmp_path):
     (batch,) = ManifestLoader(tmp_path / "plan", tmp_path / "data", columns=["row"])
     assert batch.rows.tolist() == [start + 99, start, start + 7]
     assert batch["row"].tolist() == [99, 0, 7]
-
-
-# --- iterations -----------------------------------------------------------------------------------
-
-
-def test_an_iteration_covers_the_epochs_and_starts_over(plan, data):
-    loader = ManifestLoader(plan, data, columns=[])
-    assert loader.epochs == (0, 1)
-    assert len(loader) == 20
-    assert places(loader) == EPOCH_0 + EPOCH_1
-    assert loader.state_dict()["next_step"] == 10
-    assert places(loader) == EPOCH_0 + EPOCH_1
-
-
-@pytest.mark.parametrize(
-    ("epochs", "expected"),
-    [(1, EPOCH_0), (2, EPOCH_0 + EPOCH_1), ([1], EPOCH_1), ([1, 0], EPOCH_1 + EPOCH_0)],
-)
-def test_epochs(plan, data, epochs, expected):
-    loader = ManifestLoader(plan, data, columns=[], epochs=epochs)
-    assert places(loader) == expected
-    assert len(loader) == len(expected)
-
-
-@pytest.mark.parametrize("epochs", [0, [], [0, 0], "01", [0.5], True, [-1]])
-def test_epochs_that_are_none(plan, data, epochs):
-    with pytest.raises(ParameterError, match="'epochs' parameter must be an int above"):
-        ManifestLoader(plan, data, columns=[], epochs=epochs)
-
-
-def test_epochs_that_the_plan_lacks(plan, data):
-    with pytest.raises(ManifestError, match="holds no epoch 2; it holds 0, 1"):
-        ManifestLoader(plan, data, columns=[], epochs=3)
-
-
-def test_epochs_of_a_plan_that_starts_later(data, tmp_path):
-    write_plan(tmp_path / "plan", data, {3: shuffled(rows=64), 4: shuffled(rows=64)})
-    loader = ManifestLoader(tmp_path / "plan", data, columns=[], epochs=5)
-    assert places(loader) == [(3, 0), (4, 0)]
-
-
-def test_set_epoch(plan, data):
-    loader = ManifestLoader(plan, data, columns=[])
-    for epoch, expected in [(0, EPOCH_0), (1, EPOCH_1), (0, EPOCH_0)]:
-        loader.set_epoch(epoch)
-        assert loader.state_dict()["epoch"] == epoch
-        assert len(loader) == 10
-        assert places(loader) == expected
-    assert places(loader) == EPOCH_0  # as torch's samplers: until the next set_epoch
-    with pytest.raises(ParameterError, match="no epoch 2 to set: this iteration covers 0, 1"):
-        loader.set_epoch(2)
-
-
-def test_the_usual_loop_resumes(plan, data):
-    def train(state, stop=None):
-        loader, seen = ManifestLoader(plan, data, columns=[]), []
-        if state is not None:
-            loader.load_state_dict(state)
-        for epoch in range(state["epoch"] if state else 0, 2):
-            loader.set_epoch(epoch)
-            for batch in loader:
-                seen.append((batch.epoch, batch.step))
-                if seen[-1] == stop:
-                    return seen, json_round_trip(loader.state_dict())
-        return seen, json_round_trip(loader.state_dict())
-
-    for stop in EPOCH_0 + EPOCH_1:
-        before, state = train(None, stop)
-        after, _ = train(state)
-        assert before + after == EPOCH_0 + EPOCH_1
-
-
-def test_last_call_of_load_and_set_epoch_wins(plan, data):
-    loader = ManifestLoader(plan, data, columns=[])
-    state = {**loader.state_dict(), "next_step": 4, "samples_seen": 80}
-    loader.set_epoch(1)
-    loader.load_state_dict(state)
-    assert places(loader) == EPOCH_0[4:] + EPOCH_1
-    loader.load_state_dict(state)
-    loader.set_epoch(1)
-    assert loader.state_dict() == {**state, "epoch": 1, "next_step": 0, "samples_seen": 0}
-    assert places(loader) == EPOCH_1
-
-
-def test_break_and_iterate_again_starts_over(plan, data):
-    loader = ManifestLoader(plan, data, columns=[])
-    for batch in loader:
-        if batch.step == 3:
-            break
-    assert loader.state_dict()["next_step"] == 4
-    assert places(loader)[:2] == [(0, 0), (0, 1)]
-
-
-def test_state_before_the_first_batch(plan, data):
-    loader = ManifestLoader(plan, data, columns=[], prefetch=8)
-    start = loader.state_dict()
-    assert (start["epoch"], start["next_step"], start["samples_seen"]) == (0, 0, 0)
-    iterator = iter(loader)
-    assert loader.state_dict() == start  # eight are prepared, none was delivered
-    next(iterator)
-    assert loader.state_dict() == {**start, "next_step": 1, "samples_seen": 20}
-    loader.load_state_dict(start)
-    assert places(loader) == EPOCH_0 + EPOCH_1
-
-
-def test_a_newer_iteration_ends_the_older_one(plan, data):
-    loader = ManifestLoader(plan, data, columns=[])
-    older = iter(loader)
-    next(older)
-    newer = iter(loader)
-    with pytest.raises(BatchloomError, match="ended by a newer iter"):
-        next(older)
-    assert places(newer) == EPOCH_0 + EPOCH_1
-    state = loader.state_dict()
-    finished = iter(loader)
-    drain(finished)
-    iter(loader)
-    assert next(finished, None) is None  # it had ended by itself
-    live = iter(loader)
-    loader.load_state_dict(state)
-    with pytest.raises(BatchloomError, match="load_state_dict"):
-        next(live)
-    assert loader.state_dict() == state
-    assert places(loader) == []
-
-
-def test_resuming_needs_neither_rows_nor_blocks_before_it(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(epoch_writer, "BLOCK_MICRO_BATCHES", 5)
-    manifest = write_plan(tmp_path / "plan", data, {0: shuffled()})  # 32 blocks
-    touched = []
-    block = PartReader.block
-    monkeypatch.setattr(
-        PartReader, "block", lambda self, index: touched.append(index) or block(self, index)
-    )
-    loader = ManifestLoader(manifest, data, columns=["y"], prefetch=0)
-    state = {**loader.state_dict(), "next_step": 150, "samples_seen": 150 * 64}
-    loader.load_state_dict(state)
-    assert next(iter(loader)).step == 150
-    assert set(touched) <= {29, 30, 31}
-
-
-def test_resume_in_a_fresh_process(data, tmp_path):
-    plan = shuffled(micro_per_step=4, weighted=True)
-    write_plan(tmp_path / "plan", data, {0: plan}, weight_semantics="importance")
-    script = """if True:
-        import json, sys
-        from batchloom.samplers import ManifestLoader
-        from batchloom.tests.contracts.loader import fingerprints
-        plan, data, state = sys.argv[1:]
-        loader = ManifestLoader(plan, data, columns=["x", "text", "color"], prefetch=3)
-        loader.load_state_dict(json.loads(state))
-        print(json.dumps([fingerprints(loader), loader.state_dict()]))
-    """
-    loader = ManifestLoader(tmp_path / "plan", data, columns=["x", "text", "color"])
-    states, expected = {}, []
-    for index, batch in enumerate(loader, start=1):
-        expected += fingerprints([batch])
-        if index in (80, 157):
-            states[index] = json.dumps(loader.state_dict())
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    running = {
-        index: subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "plan"), str(data), state],
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        for index, state in states.items()
-    }
-    for index, process in running.items():
-        out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        assert json.loads(out) == [expected[index:], loader.state_dict()]
-
-
-# --- the background thread ------------------------------------------------------------------------
-
-
-def test_prefetch_prepares_so_many_ahead(plan, data):
-    prepared = []
-    loader = ManifestLoader(
-        plan, data, columns=[], prefetch=3, transform=lambda b: prepared.append(b.step) or b
-    )
-    iterator = iter(loader)
-    next(iterator)
-    for _ in range(200):
-        if len(prepared) == 4:
-            break
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert prepared == [0, 1, 2, 3]  # one delivered, three ahead
-
-
-def test_in_line_prepares_nothing_ahead(plan, data):
-    names = []
-    loader = ManifestLoader(
-        plan,
-        data,
-        columns=[],
-        prefetch=0,
-        transform=lambda b: names.append(threading.current_thread()) or b,
-    )
-    iterator = iter(loader)
-    next(iterator)
-    assert names == [threading.main_thread()]
-
-
-@pytest.mark.parametrize("how", ["close", "drop", "loader", "end", "break"])
-def test_thread_ends_with_the_iteration(plan, data, how):
-    loader = ManifestLoader(plan, data, columns=[])
-    iterator = iter(loader)
-    next(iterator)
-    assert len(prefetch_threads()) == 1
-    if how == "close":
-        iterator.close()
-        assert next(iterator, None) is None
-    elif how == "drop":
-        del iterator
-    elif how == "loader":
-        loader.close()
-        assert len(drain(loader)) == 20  # and may be used again
-    elif how == "end":
-        drain(iterator)
-    else:
-        del iterator
-        for _ in loader:
-            break
-    assert prefetch_threads() == []
-
-
-def test_interrupt_in_the_loop_ends_the_thread(plan, data):
-    def train():
-        for batch in ManifestLoader(plan, data, columns=[], prefetch=4):
-            if batch.step == 3:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train()
-    assert prefetch_threads() == []
-
-
-def test_interrupt_while_waiting_for_a_batch_ends_the_thread(plan, data):
-    waiting, go = threading.Event(), threading.Event()
-
-    def slow(batch):
-        if batch.step == 2:
-            waiting.set()
-            go.wait(30)
-        return batch
-
-    def interrupt():
-        waiting.wait(30)
-        time.sleep(0.1)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.1)
-        go.set()  # the thread is joined once its batch is done
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    loader, seen = ManifestLoader(plan, data, columns=[], transform=slow), []
-    with pytest.raises(KeyboardInterrupt):
-        take(loader, seen)
-    assert prefetch_threads() == []
-    assert seen == [0, 1]
-    assert loader.state_dict()["next_step"] == 2
-
-
-def test_process_ends_with_an_iteration_left_open(plan, data):
-    script = f"""if True:
-        from batchloom.samplers import ManifestLoader
-        loader = ManifestLoader({str(plan)!r}, {str(data)!r}, columns=["y"], prefetch=8)
-        iterator = iter(loader)
-        print(next(iterator).step)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])

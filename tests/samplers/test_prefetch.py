@@ -3,15 +3,7 @@ import threading
 
 import pytest
 from batchloom.samplers.prefetch import Prefetched
-from batchloom.tests.contracts.loader import prefetch_threads
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    yield
-    if prefetch_threads():
-        gc.collect()
-    assert prefetch_threads() == []
+from batchloom.tests.contracts.batches import prefetch_threads
 
 
 class Source:

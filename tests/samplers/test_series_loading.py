@@ -14,7 +14,7 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.samplers import ManifestBatchSampler, ManifestLoader
 from batchloom.tests.contracts.awkward import awkward_table, write_fragment
-from batchloom.tests.contracts.loader import (
+from batchloom.tests.contracts.batches import (
     assert_resumes_everywhere,
     drain,
     fingerprints,

@@ -6,12 +6,7 @@ from batchloom.dataplane import Manifest
 from batchloom.dataplane.errors import ResumeMismatchError
 from batchloom.samplers import LoaderState, ManifestLoader
 from batchloom.samplers.state import check_state, rows_before, state_id
-from batchloom.tests.contracts.loader import shuffled, write_plan
-
-
-@pytest.fixture
-def data(awkward_data):
-    return awkward_data("ipc")
+from batchloom.tests.contracts.batches import shuffled, write_plan
 
 
 @pytest.fixture
