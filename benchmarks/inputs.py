@@ -1,19 +1,82 @@
-"""The data that the benchmarks work on: Parquet files of losses, tiny files, a file of vectors."""
+"""What the benchmarks work on: sizes, a folder, and the data that is written there."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from harness import Row
 
-__all__ = ["write_files", "write_small_files", "write_vectors"]
+__all__ = ["QUICK", "Bench", "Sizes", "write_files", "write_small_files", "write_vectors"]
 
 FILE_ROWS = 1_024_000
 SOURCES = 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    scan_files: int = 80
+    scan_rounds: int = 4
+    plan_files: int = 10
+    many_files: int = 4
+    tasks: int = 200
+    rounds: int = 5
+    processes: int = 5
+    help_runs: int = 7
+    demo_runs: int = 2
+    vectors: int = 200_000
+
+
+QUICK = Sizes(
+    scan_files=40,
+    scan_rounds=2,
+    plan_files=2,
+    many_files=1,
+    tasks=64,
+    rounds=2,
+    processes=2,
+    demo_runs=0,
+    vectors=50_000,
+)
+
+
+@dataclass
+class Bench:
+    """What the benchmarks work on, and the rows that they made."""
+
+    sizes: Sizes
+    folder: Path
+    rows: list[Row] = field(default_factory=list)
+
+    def add(
+        self,
+        what: str,
+        ours: str,
+        reference: str,
+        value: str,
+        bar: str = "",
+        ok: bool | None = None,
+    ) -> None:
+        self.rows.append(Row(what, ours, reference, value, bar, ok))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted((self.folder / "data").iterdir())
+
+    @property
+    def planned(self) -> list[str]:
+        """Files of the large plan."""
+        return [str(p) for p in self.files[: self.sizes.plan_files]]
+
+
+# --- data -----------------------------------------------------------------------------------------
 
 
 def write_files(folder: Path, files: int, different: int = 4) -> None:

@@ -25,6 +25,8 @@ def numpy_type(type_: pa.DataType) -> tuple[np.dtype[Any], tuple[int, ...]] | No
     ``fixed_shape_tensor``.
     """
     if isinstance(type_, pa.FixedShapeTensorType):
+        if type_.permutation is not None and list(type_.permutation) != sorted(type_.permutation):
+            return None  # its values are not in the order of its shape
         inner = numpy_type(type_.value_type)
         return None if inner is None else (inner[0], tuple(type_.shape))
     if pa.types.is_fixed_size_list(type_):

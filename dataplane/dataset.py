@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .errors import ParameterError
+from .errors import DatasetError, ParameterError
 from .fragments import Footer, FragmentReader, FragmentRef, read_footer, read_footer_hash
 from .listing import Listed, list_sources
 from .schemas import (
@@ -89,7 +89,7 @@ class Dataset:
 
     @cached_property
     def source_schemas(self) -> dict[str, pa.Schema]:
-        """All columns of each source; of its first fragment where the footers were not parsed."""
+        """All columns of each source; those of one fragment where the footers were not parsed."""
         found: dict[str, list[pa.Schema]] = {}
         for fragment, ref, schema in zip(
             self.snapshot.fragments, self.refs, self.schemas, strict=True
@@ -98,7 +98,7 @@ class Dataset:
             if schema is not None:
                 known.append(schema)
             elif ref is not None and not known:
-                known.append(read_footer(ref.location, ref.bytes).schema)
+                known += _schema_if_unchanged(fragment, ref)
         return {source: plain_schema(schemas) for source, schemas in found.items()}
 
     def present(self) -> list[FragmentRef]:
@@ -276,6 +276,16 @@ def _bind(listed: list[Listed], snapshot: Snapshot, needed: Iterable[int] | None
         for i, fragment in enumerate(snapshot.fragments)
     ]
     return Dataset(snapshot, tuple(refs), (None,) * len(refs), unplanned=len(listed) - len(pairs))
+
+
+def _schema_if_unchanged(fragment: Fragment, ref: FragmentRef) -> list[pa.Schema]:
+    """Return a bound fragment's schema; nothing where it changed, as one not needed may have."""
+    try:
+        footer = read_footer(ref.location, ref.location.size())
+    except DatasetError:
+        return []
+    found = Fragment("", "", footer.rows, footer.bytes, footer.footer_hash)
+    return [footer.schema] if fragment.same_file(found) else []
 
 
 def _relist(dataset: Dataset) -> list[Listed]:

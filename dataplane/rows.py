@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,31 @@ import pyarrow as pa
 
 from .columns import as_arrow
 from .errors import ColumnTypeError, DatasetChangedError
-from .fragments import FragmentReader
-from .snapshot import as_row_ids
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
+from .fragments import FragmentReader, FragmentRef
+from .snapshot import Snapshot, as_row_ids
 
 __all__ = ["ChunkRows", "RowReader"]
 
 _OPEN_FILES = 64
+
+
+class Fragmented(Protocol):
+    """What the reader asks of a `Dataset`, which itself reads rows by this module."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Row ids."""
+
+    @property
+    def refs(self) -> Sequence[FragmentRef | None]:
+        """Where the fragments are."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and their types."""
+
+    def check_sources(self, columns: Iterable[str]) -> None:
+        """Refuse columns that some of a source's fragments lack or hold as another type."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ class RowReader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Fragmented,
         columns: Sequence[str] | None = None,
         *,
         cache_bytes: int = 256 << 20,

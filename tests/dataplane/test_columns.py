@@ -179,3 +179,9 @@ def test_pandas_is_not_imported(tmp_path: Any) -> None:
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "False"
+
+
+def test_a_tensor_type_with_permuted_dimensions_has_no_view() -> None:
+    plain = pa.fixed_shape_tensor(pa.uint8(), (2, 3), permutation=[0, 1])
+    assert numpy_type(plain) == (np.dtype(np.uint8), (2, 3))
+    assert numpy_type(pa.fixed_shape_tensor(pa.uint8(), (2, 3), permutation=[1, 0])) is None
