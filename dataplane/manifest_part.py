@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -240,10 +241,16 @@ class PartReader:
         self._blocks: OrderedDict[int, BatchPlan] = OrderedDict()
         self._lock = Lock()
         self._reader: Any = None
-        self._data = memoryview(self._map())
+        self._mapped = self._map()
+        self._data = memoryview(self._mapped)
         self._check_frame()
 
-    def _map(self) -> Any:
+    def _map(self) -> mmap.mmap:
+        """Map the part so that only what is asked for is read.
+
+        Between two blocks' bodies stand small pieces of frame; the kernel's read-ahead around each
+        would read the whole part for them.
+        """
         try:
             size = self.path.stat().st_size
             if size != self.record.bytes:
@@ -251,8 +258,8 @@ class PartReader:
                     f"{self.path}: expected {self.record.bytes:,} bytes, found {size:,}. "
                     "The part is truncated or was replaced; copy the manifest again or plan anew."
                 )
-            with pa.memory_map(str(self.path), "rb") as file:
-                return file.read_buffer()
+            with open(self.path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise ManifestCorruptError(
                 f"{self.path} is missing; the manifest names it. Copy the manifest again or plan "
@@ -260,6 +267,8 @@ class PartReader:
             ) from None
         except OSError as error:
             raise ManifestCorruptError(f"{self.path} cannot be read: {error}.") from error
+        mapped.madvise(mmap.MADV_RANDOM)
+        return mapped
 
     def _check_frame(self) -> None:
         hasher, at = hashlib.sha256(), 0
@@ -275,6 +284,8 @@ class PartReader:
         if index in self._verified:
             return
         block = self.record.blocks[index]
+        page = block.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self._mapped.madvise(mmap.MADV_WILLNEED, page, block.offset + block.length - page)
         body = self._data[block.offset : block.offset + block.length]
         found = hashlib.sha256(body).hexdigest()
         if found != block.sha256:

@@ -162,9 +162,13 @@ class Snapshot:
 
     def ids_at(self, positions: npt.ArrayLike) -> U64:
         """Return the row ids at ranks 0…rows−1; the inverse of `positions`."""
-        ranks = np.asarray(positions, dtype=np.int64)
+        ranks = np.asarray(positions)
+        # Positions at or above 2**63 turn negative and are refused with the others.
+        ranks = ranks.view(np.int64) if ranks.dtype == np.uint64 else ranks.astype(np.int64)
         if ranks.size and (ranks.min() < 0 or ranks.max() >= self.rows):
             raise RowIdError(f"Positions must lie in the range [0, {self.rows}).")
+        if self._dense:
+            return ranks.astype(np.uint64)
         slot = np.searchsorted(self._rows_before, ranks, side="right") - 1
         return self.starts[slot] + (ranks - self._rows_before[slot]).astype(np.uint64)
 

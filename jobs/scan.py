@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..dataplane.columns import numpy_type
-from ..dataplane.dataset import Dataset, DatasetLike, open_dataset
+from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
 from ..dataplane.snapshot import write_deep_hashes
 from .engine import Engine
 from .planning import hash_fragments
 from .progress import Progress, QuietProgress
-from .tasks import TASK_BYTES, ScanTask, group_tasks, scan_rows
+from .tasks import TASK_BYTES, ScanTask, group_tasks
 
 __all__ = ["ColumnStatistics", "ScanResult", "scan", "scan_statistics"]
 
@@ -173,9 +173,10 @@ class _Counts:
 def count_columns(task: ScanTask, columns: list[str], schema: pa.Schema) -> list[_Counts]:
     """Count a task's columns; runs on workers."""
     totals = [_Counts() for _ in columns]
-    for batch, _ in scan_rows(task, columns, schema, None):
-        for i, name in enumerate(columns):
-            totals[i] = totals[i].plus(_count(batch.column(name)))
+    for ref in task.refs:
+        for part in scan_fragment(ref, columns, schema):
+            for i, name in enumerate(columns):
+                totals[i] = totals[i].plus(_count(part.batch.column(name)))
     return totals
 
 
