@@ -31,7 +31,7 @@ from pydantic.fields import FieldInfo
 
 from .errors import BatchloomError, ParameterError, nearest
 
-__all__ = ["Parameter", "describe_parameters", "first_complaint", "parameters", "resolved"]
+__all__ = ["Parameter", "describe_parameters", "parameters", "resolved"]
 
 T = TypeVar("T")
 
@@ -88,13 +88,6 @@ def describe_parameters(cls: type) -> Iterator[Parameter]:
             required=field.is_required(),
             description=field.description or "",
         )
-
-
-def first_complaint(error: pydantic.ValidationError) -> tuple[str, str, Any]:
-    """Return (dotted key, message, value) of the first complaint of a pydantic error."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return key, first["msg"].removeprefix("Value error, "), first.get("input")
 
 
 def _sentence(cls: type, error: pydantic.ValidationError) -> str:

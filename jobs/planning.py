@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..dataplane.plan import BatchPlan
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
+from ..dataplane.storage import locate
 from .context import JobContext
 from .engine import Engine
 from .methods import make_stage
@@ -365,10 +366,26 @@ def _target(spec: JobSpec) -> tuple[Path, str | None]:
         raise JobSpecError(
             f"'{spec.out}': a manifest is written to a local directory; copy it from there."
         )
+    _refuse_inside(spec)
     if spec.series:
         return Series(spec.out).next_member(*spec.epochs)
     refuse_foreign_target(Path(spec.out))
     return Path(spec.out), None
+
+
+def _refuse_inside(spec: JobSpec) -> None:
+    """Refuse a target below a directory of the dataset: its parts would be listed as data."""
+    sources = spec.dataset.values() if isinstance(spec.dataset, Mapping) else [spec.dataset]
+    for source in sources:
+        if not isinstance(source, str | os.PathLike):
+            continue
+        folder = locate(source)
+        target = Path(spec.out).resolve()
+        if folder.is_local and target.is_relative_to(Path(folder.path).resolve()):
+            raise JobSpecError(
+                f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
+                "read as data; choose a target outside of it."
+            )
 
 
 def _deep_hashes(job: JobContext) -> dict[str, str]:
@@ -410,8 +427,3 @@ def estimate(spec: JobSpec) -> Estimate:
         tasks=len(group_tasks(dataset.present(), spec.task_bytes)) if scans else 0,
         cpu_seconds=round(cpu, 4),
     )
-
-
-def estimate_to_json(value: Estimate) -> dict[str, Any]:
-    """Return an estimate as plain values."""
-    return asdict(value)

@@ -42,16 +42,20 @@ __all__ = ["JobSpec", "load_job", "resolve_stages"]
 
 def _epochs(value: Any) -> Any:
     """Read "0:3", "3" and 3 as a half-open range."""
+    found = value
     if isinstance(value, str):
-        parts = value.split(":")
-        if len(parts) == 1:
-            parts = ["0", *parts]
-        value = tuple(int(p) for p in parts if p.strip().isdigit())
+        parts = [p.strip() for p in value.split(":")]
+        found = [int(p) for p in parts if p.isdigit()] if all(parts) else []
     elif isinstance(value, int):
-        value = (0, value)
-    if len(value) != 2 or not 0 <= value[0] < value[1]:
-        raise ValueError("not a range")
-    return value
+        found = [value]
+    if len(found) == 1:
+        found = [0, *found]
+    if len(found) != 2 or not 0 <= found[0] < found[1]:
+        raise ParameterError(
+            "The 'epochs' parameter must be a range A:B, 0-based and half-open, such as 0:3. "
+            f"Got {value!r} instead."
+        )
+    return tuple(found)
 
 
 def _path(value: Any) -> Any:

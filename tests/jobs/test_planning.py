@@ -459,6 +459,9 @@ def test_targets_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
     assert (folder / "mine.txt").read_text() == "mine"
     with pytest.raises(BatchloomError, match="Preparing the target failed"):
         plan("shuffle", small, out="/proc/nowhere/plan")
+    for inside in (small, small / "plan", small.parent / "x" / ".." / small.name / "plan"):
+        with pytest.raises(JobSpecError, match="lies inside the dataset"):
+            plan("shuffle", {"a": small}, out=inside)
     with pytest.raises(JobSpecError, match="local directory"):
         plan("shuffle", small, out="s3://bucket/plan")
 
