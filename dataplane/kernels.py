@@ -52,14 +52,48 @@ def feistel8(positions, n, a, b, round_keys):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def mark_bits(words, positions):  # type: ignore[no-untyped-def]
-    """Set the bit of each position; return how many were not set before."""
-    one, low = np.uint64(1), np.uint64(63)
-    fresh = 0
+    """Set the bit of each position."""
     for i in range(positions.size):
         p = np.uint64(positions[i])
-        bit = one << (p & low)
-        word = words[p >> np.uint64(6)]
-        if word & bit == 0:
-            fresh += 1
-            words[p >> np.uint64(6)] = word | bit
-    return fresh
+        words[p >> np.uint64(6)] |= np.uint64(1) << (p & np.uint64(63))
+
+
+@njit(cache=True, inline="always")
+def _count_bits(x):  # type: ignore[no-untyped-def]
+    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def select_bits(words, before, hints, ranks):  # type: ignore[no-untyped-def]
+    """Return the place of the set bit of each rank; see `bitmap`."""
+    out = np.empty(ranks.size, np.uint64)
+    for i in range(ranks.size):
+        rank = ranks[i]
+        low, high = hints[rank >> 10], hints[(rank >> 10) + 1]
+        while low < high:  # the last block with no more than `rank` bits before it
+            middle = (low + high + 1) >> 1
+            if before[middle] <= rank:
+                low = middle
+            else:
+                high = middle - 1
+        left = rank - before[low]
+        word = low * 8
+        inside = _count_bits(words[word])
+        while left >= inside:
+            left -= inside
+            word += 1
+            inside = _count_bits(words[word])
+        rest, place = words[word], np.uint64(word * 64)
+        width = np.uint64(32)
+        while width > 0:  # halve: is the bit in the lower half?
+            inside = _count_bits(rest & ((np.uint64(1) << width) - np.uint64(1)))
+            if left >= inside:
+                left -= inside
+                rest >>= width
+                place += width
+            width >>= np.uint64(1)
+        out[i] = place
+    return out

@@ -1,21 +1,25 @@
 """An ascending set of row ids that answers rank → row id.
 
-All rows of a snapshot take no memory; a selection is one sorted array.
+All rows of a snapshot take no memory; a selection takes one bit a row id.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from .bitmap import Bitmap
 from .errors import SelectionError
 from .snapshot import Snapshot
 
 __all__ = ["RowSet"]
 
 U64 = npt.NDArray[np.uint64]
+
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,29 +29,48 @@ class RowSet:
     Attributes
     ----------
     snapshot : Snapshot
-    chosen : uint64, ascending, or None
+    chosen : Bitmap over the row ids, or None
         None: all rows.
     """
 
     snapshot: Snapshot
-    chosen: U64 | None = None
+    chosen: Bitmap | None = None
 
     def __len__(self) -> int:
         return self.snapshot.rows if self.chosen is None else len(self.chosen)
 
     def at(self, ranks: npt.NDArray[np.integer]) -> U64:
         """Return the row ids at ranks 0…len−1."""
-        if self.chosen is None:
-            return self.snapshot.ids_at(ranks)
-        chosen: U64 = self.chosen[ranks]
-        return chosen
+        return self.snapshot.ids_at(ranks) if self.chosen is None else self.chosen.select(ranks)
 
     def ids(self) -> U64:
         """Return all row ids, ascending."""
-        return self.at(np.arange(len(self))) if self.chosen is None else self.chosen
+        return np.concatenate([np.zeros(0, np.uint64), *self.chunks()])
+
+    def chunks(self) -> Iterator[U64]:
+        """Yield the row ids, ascending, about a million at a time."""
+        if self.chosen is not None:
+            yield from self.chosen.chunks()
+            return
+        for start in range(0, len(self), _CHUNK):
+            yield self.snapshot.ids_at(np.arange(start, min(start + _CHUNK, len(self))))
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> RowSet:
         """Return the rows at which a mask over the ranks is set."""
         if len(mask) != len(self):
             raise SelectionError(f"A mask of {len(mask)} values cannot select of {len(self)} rows.")
-        return self if mask.all() else RowSet(self.snapshot, self.ids()[mask])
+        return self if mask.all() else self._where(mask)
+
+    def since(self, first_row_id: int) -> RowSet:
+        """Return the rows whose ids are not below a given one."""
+        parts = (ids[ids >= np.uint64(first_row_id)] for ids in self.chunks())
+        return RowSet(self.snapshot, Bitmap.of(self.snapshot.next_row_id, parts))
+
+    def _where(self, mask: npt.NDArray[np.bool_]) -> RowSet:
+        def parts() -> Iterator[U64]:
+            start = 0
+            for ids in self.chunks():
+                yield ids[mask[start : start + len(ids)]]
+                start += len(ids)
+
+        return RowSet(self.snapshot, Bitmap.of(self.snapshot.next_row_id, parts()))

@@ -81,7 +81,7 @@ class JobContext:
         tasks = group_tasks(self.dataset.present(), self.task_bytes)
         rows_file = None
         if rows.chosen is not None:
-            rows_file = str(self.save(rows.chosen))
+            rows_file = str(self.save(rows.chosen.words))
         results: dict[int, str] = {}
         with self.progress.step(label, len(rows)) as step:
             for position, (path, count) in self.engine.map(

@@ -339,11 +339,10 @@ def _rows(dataset: Dataset, first_added: int | None) -> RowSet:
     rows = RowSet(dataset.snapshot)
     if first_added is None:
         return rows
-    ids = rows.ids()
-    added = ids[ids >= np.uint64(first_added)]
+    added = rows.since(first_added)
     if not len(added):
         raise SelectionError("No row was added since that snapshot; there is nothing to plan.")
-    return RowSet(dataset.snapshot, added)
+    return added
 
 
 def _check(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> None:

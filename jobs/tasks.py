@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataplane.bitmap import Bitmap
 from ..dataplane.dataset import scan_fragment
 from ..dataplane.fragments import FragmentRef
 from ..dataplane.storage import storing
@@ -67,27 +68,23 @@ def group_tasks(refs: Sequence[FragmentRef], task_bytes: int = TASK_BYTES) -> li
 def scan_rows(
     task: ScanTask, columns: Sequence[str], schema: pa.Schema, rows_file: str | None
 ) -> Iterator[tuple[pa.RecordBatch, U64]]:
-    """Yield (record batch, row ids) of a task's rows, or of those in a file of ascending ids."""
-    wanted: U64 | None = None if rows_file is None else np.load(rows_file, mmap_mode="r")
+    """Yield (record batch, row ids) of a task's rows, or of those in a file of bits."""
+    wanted = None if rows_file is None else Bitmap(np.load(rows_file, mmap_mode="r"))
     for ref in task.refs:
-        if wanted is not None and not _overlaps(ref, wanted):
+        if wanted is not None and not _inside(wanted, ref.first_row_id, ref.rows).any():
             continue
         for part in scan_fragment(ref, columns, schema):
             ids = part.row_ids()
             if wanted is None:
                 yield part.batch, ids
                 continue
-            a, b = np.searchsorted(wanted, [ids[0], ids[-1] + np.uint64(1)])
-            if a < b:
-                chosen = np.asarray(wanted[a:b])
-                offsets = (chosen - ids[0]).astype(np.int64)
-                yield part.batch.take(pa.array(offsets)), chosen
+            offsets = np.flatnonzero(_inside(wanted, part.first_row_id, part.batch.num_rows))
+            if len(offsets):
+                yield part.batch.take(pa.array(offsets)), ids[offsets]
 
 
-def _overlaps(ref: FragmentRef, wanted: U64) -> bool:
-    first, stop = np.uint64(ref.first_row_id), np.uint64(ref.first_row_id + ref.rows)
-    a, b = np.searchsorted(wanted, [first, stop])
-    return bool(a < b)
+def _inside(rows: Bitmap, first: int, count: int) -> npt.NDArray[np.bool_]:
+    return rows.inside(first, first + count)
 
 
 def compute_rows(

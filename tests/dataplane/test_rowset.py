@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from batchloom.dataplane.errors import SelectionError
+from batchloom.dataplane.rowset import RowSet
+from batchloom.dataplane.snapshot import Fragment, Snapshot
+
+# Ids 0-9, 20-24 and 30-39: gaps, as a dataset has whose files were replaced.
+SNAPSHOT = Snapshot(
+    tuple(Fragment("data", f"{start}", rows, 1, "h", start) for start, rows in
+          ((0, 10), (20, 5), (30, 10))), 40, "s",
+)  # fmt: skip
+ALL = [*range(10), *range(20, 25), *range(30, 40)]
+
+
+def test_all_rows() -> None:
+    rows = RowSet(SNAPSHOT)
+    assert len(rows) == 25
+    assert rows.ids().tolist() == ALL
+    assert rows.at(np.array([0, 10, 24])).tolist() == [0, 20, 39]
+
+
+def test_keeping_rows_again_and_again() -> None:
+    expected = np.array(ALL)
+    rows = RowSet(SNAPSHOT)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        mask = rng.random(len(rows)) < 0.7
+        rows, expected = rows.keep(mask), expected[mask]
+        assert rows.ids().tolist() == expected.tolist()
+        ranks = rng.integers(0, len(rows), 20)
+        assert rows.at(ranks).tolist() == expected[ranks].tolist()
+
+
+def test_keeping_everything_costs_nothing() -> None:
+    rows = RowSet(SNAPSHOT)
+    assert rows.keep(np.ones(25, bool)) is rows
+
+
+def test_rows_since_an_id() -> None:
+    assert RowSet(SNAPSHOT).since(22).ids().tolist() == [22, 23, 24, *range(30, 40)]
+    assert len(RowSet(SNAPSHOT).since(40)) == 0
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(SelectionError, match="mask of 3 values .* 25 rows"):
+        RowSet(SNAPSHOT).keep(np.ones(3, bool))
