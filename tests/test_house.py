@@ -47,6 +47,13 @@ def test_public_names_exist(room: str) -> None:
         assert getattr(module, name) is not None
 
 
+def test_the_package_names_its_rooms() -> None:
+    assert sorted(batchloom.__all__) == sorted(ROOMS)
+    script = "import batchloom; print(batchloom.samplers.ManifestLoader.__name__)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "ManifestLoader"
+
+
 def test_importing_the_rooms_imports_nothing_heavy() -> None:
     script = "import sys\n" + "".join(f"import batchloom.{room}\n" for room in ROOMS)
     script += "print({'torch', 'pyarrow', 'numpy', 'dask', 'sklearn', 'numba'} & set(sys.modules))"
