@@ -9,6 +9,7 @@ it before anything is written.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -43,8 +44,40 @@ def compact_json(value: Any) -> bytes:
 
 def pretty_json(value: Any) -> bytes:
     """Return the form that files hold."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2)
-    return text.encode() + b"\n"
+    return _indented(value, 0).encode() + b"\n"
+
+
+def _indented(value: Any, depth: int) -> str:
+    """Return what ``json.dumps(indent=2)`` does, which would leave the compiled encoder.
+
+    A header lists thousands of flat records and is compared whenever a manifest is opened. The line
+    breaks of a container without filled containers are put into the encoder's separator.
+    """
+    flat = _encoder(depth)
+    if not _is_filled(value):
+        return flat.encode(value)
+    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if not any(map(_is_filled, value.values() if isinstance(value, dict) else value)):
+        text = flat.encode(value)
+        return f"{text[0]}{inner}{text[1:-1]}{outer}{text[-1]}"
+    if isinstance(value, Mapping):
+        items = [f"{flat.encode(k)}: {_indented(value[k], depth + 1)}" for k in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(items)}{outer}}}"
+    return f"[{inner}{f',{inner}'.join(_indented(v, depth + 1) for v in value)}{outer}]"
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple) and len(value) > 0
+
+
+@functools.lru_cache
+def _encoder(depth: int) -> json.JSONEncoder:
+    return json.JSONEncoder(
+        sort_keys=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",\n" + "  " * (depth + 1), ": "),
+    )
 
 
 def digest(value: Any) -> str:

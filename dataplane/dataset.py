@@ -22,7 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .errors import DatasetError, ParameterError
-from .fragments import Footer, FragmentReader, FragmentRef, read_footer, read_footer_hash
+from .fragments import (
+    FOOTER_THREADS,
+    Footer,
+    FragmentReader,
+    FragmentRef,
+    read_footer,
+    read_footer_hash,
+)
 from .listing import Listed, list_sources
 from .schemas import (
     drift,
@@ -40,8 +47,6 @@ DatasetLike: TypeAlias = (
     "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
     " | Mapping[str, str | os.PathLike[str] | Sequence[str | os.PathLike[str]]] | Dataset"
 )
-
-_FOOTER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -300,7 +305,7 @@ def _relist(dataset: Dataset) -> list[Listed]:
 
 
 def _read_footers(listed: list[Listed]) -> list[Footer]:
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         return list(pool.map(lambda f: read_footer(f.location, f.bytes), listed))
 
 

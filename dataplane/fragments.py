@@ -41,6 +41,8 @@ Format = Literal["parquet", "ipc-file", "ipc-stream"]
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 """Files with these endings are fragments; others are left alone, never tried."""
 
+FOOTER_THREADS = 8  # footers read at a time: latency, not work
+
 _SCAN_ROWS = 65_536  # rows a scanned batch at most
 
 
@@ -196,7 +198,8 @@ def reading(location: Location, size: int | None = None) -> Iterator[None]:
         MemoryError,
         struct.error,
     ) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        network = isinstance(error, ConnectionError | TimeoutError | PermissionError)
+        if network or (isinstance(error, OSError) and error.errno is not None):
             raise unreadable(location, error) from error
         what = str(location) if size is None else f"{location} ({size:,} bytes)"
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__

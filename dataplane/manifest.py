@@ -58,6 +58,7 @@ import hashlib
 import logging
 import os
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -132,12 +133,14 @@ class Manifest:
         self.parts = [PartRecord.from_json(p) for p in self.provenance["parts"]]
         schema = part_schema(self.weight_semantics is not None, self.side_columns)
         self._readers = [PartReader(path / p.name, p, schema) for p in self.parts]
+        listed: Counter[int] = Counter()
+        for part in self.parts:
+            listed[part.epoch] += part.micro_batches
         for record in records:
-            listed = sum(r.micro_batches for r in self.parts if r.epoch == record.epoch)
-            if listed != record.micro_batches:
+            if listed[record.epoch] != record.micro_batches:
                 raise ManifestCorruptError(
                     f"{path / HEADER}, epoch {record.epoch}: expected {record.micro_batches} "
-                    f"micro-batches, the parts list {listed}. Plan anew."
+                    f"micro-batches, the parts list {listed[record.epoch]}. Plan anew."
                 )
 
     @classmethod

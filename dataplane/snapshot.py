@@ -28,6 +28,7 @@ from .canonical import digest, known_fields, pretty_json
 from .commit import replace_file
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .errors import DatasetChangedError, DatasetError, RowIdError
+from .fragments import FOOTER_THREADS
 from .schemas import schema_digest
 from .storage import natural_key, storing
 
@@ -48,7 +49,6 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _FORMAT = "batchloom-snapshot/1"
-_FOOTER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ def match_fragments(
         _, path, size = listed[pairs[index]]
         if size != fragment.bytes:
             _changed(fragment, path, f"{fragment.bytes:,} bytes", f"{size:,} bytes")
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         hashes = list(pool.map(lambda index: footer_hash_of(pairs[index]), needed))
     for index, found in zip(needed, hashes, strict=True):
         fragment = planned[index]

@@ -14,7 +14,7 @@ from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
 from ..dataplane.snapshot import write_deep_hashes
 from .engine import Engine
-from .planning import hash_fragments
+from .hashing import hash_dataset
 from .progress import Progress, QuietProgress
 from .tasks import TASK_BYTES, ScanTask, group_tasks
 
@@ -99,9 +99,7 @@ def scan(
     if out is not None:
         dataset.snapshot.save(out)
         if deep:
-            hashes: dict[str, str] = {}
-            for _, found in engine.map(hash_fragments, group_tasks(dataset.present())):
-                hashes.update(found)
+            hashes = hash_dataset(dataset, engine, progress)
             deep_file = write_deep_hashes(Path(out).parent, hashes)
     return ScanResult(dataset, columns, deep_file)
 

@@ -133,14 +133,16 @@ def _plan_verb(method: str) -> Any:
 
 
 def run_spec(spec: Any, *, dry_run: bool, progress: str, quiet: bool, as_json: bool) -> None:
-    from .. import planning
+    from ..planning import run_job
 
     if dry_run:
-        _print_estimate(planning.estimate(spec), as_json)
+        from ..estimate import estimate
+
+        _print_estimate(estimate(spec), as_json)
         return
     from ..inspect import describe_manifest
 
-    manifest = planning.run_job(spec, progress=progress_of(progress, quiet))
+    manifest = run_job(spec, progress=progress_of(progress, quiet))
     if as_json:
         print_json(describe_manifest(manifest))
         return

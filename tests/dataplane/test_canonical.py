@@ -45,6 +45,8 @@ def test_json_survives_to_the_byte(value: Any) -> None:
         data = form(plain)
         assert form(json.loads(data)) == data
         assert json.loads(data) == value
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2)
+    assert pretty_json(value) == text.encode() + b"\n"
     assert digest(plain) == hashlib.sha256(compact_json(value)).hexdigest()
 
 

@@ -43,11 +43,17 @@ def test_numbers_are_views(type_: pa.DataType) -> None:
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 20), st.integers(0, 20))
-def test_booleans(values: list[bool], start: int, length: int) -> None:
+def test_slices_of_booleans(values: list[bool], start: int, length: int) -> None:
     array = pa.array(values, pa.bool_()).slice(min(start, len(values)), length)
     found = as_numpy(array)
     assert found.dtype == bool
     assert found.tolist() == array.to_pylist()
+
+
+def test_booleans_at_every_offset() -> None:
+    values = np.random.default_rng(0).random(120) < 0.5
+    for start in range(40):
+        assert as_numpy(pa.array(values)[start:]).tolist() == values[start:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,7 @@ def test_hidden_and_strange_files_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("no data")
     (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".loop").symlink_to(tmp_path)
     for where in (tmp_path, tmp_path / "*", tmp_path / "**" / "*"):
         assert paths(open_dataset(where)) == ["data:part-0.parquet"]
 
@@ -580,6 +581,13 @@ def test_drift_of_a_type_names_fragment_column_and_types(tmp_path: Path, format_
     assert "never casts silently" in message
 
 
+def test_drift_blames_the_later_fragment_in_natural_order(tmp_path: Path) -> None:
+    write_fragment(pa.table({"x": [1]}), tmp_path / "part-2.parquet", "parquet")
+    write_fragment(pa.table({"x": ["a"]}), tmp_path / "part-10.parquet", "parquet")
+    with pytest.raises(SchemaDriftError, match=r"is string in data:part-10\.parquet but int64"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     "types",
     [
@@ -616,8 +624,9 @@ def test_a_column_missing_in_one_fragment_matters_where_it_is_used(tmp_path: Pat
         for dataset in (fresh, open_dataset(tmp_path, snapshot=fresh.snapshot)):
             with pytest.raises(SchemaDriftError, match=r"data:[12]\.parquet has no column '[yz]'"):
                 ask(dataset)
-    with pytest.raises(SchemaDriftError, match=r"data:2\.parquet has no column 'y'; .* int64"):
-        fresh.check_columns(["y"])
+    for ask in (fresh.scan, lambda: fresh.scan(["y"]), lambda: fresh.check_columns(["y"])):
+        with pytest.raises(SchemaDriftError, match=r"has no column '[yz]'; .* int64"):
+            ask()  # before the first batch
     fresh.check_columns(["y"], fragments=[0, 2])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import pickle
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,6 +171,23 @@ def test_rows_are_counted_without_decoding(
         rows = [m.rows for m in ipc_messages.walk_stream(file, size) if m.rows is not None]
     assert rows == sizes
     assert open_dataset(tmp_path).rows == 2 * sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(0, -8), (0, 2**40), (1, -8), (1, 2**30), (1, 4), (2, -8), (2, 2**40)],
+)
+def test_a_footer_that_points_out_of_its_file(tmp_path: Path, field: int, value: int) -> None:
+    """A record batch's offset, metadata size or body size that cannot be."""
+    write_fragment(pa.table({"x": [1, 2, 3]}), tmp_path / "a.arrow", "ipc")
+    data = bytearray((tmp_path / "a.arrow").read_bytes())
+    length = int.from_bytes(data[-10:-6], "little")
+    footer = bytes(data[-10 - length : -10])
+    (block,) = ipc_messages.file_blocks(footer)
+    at = data.index(struct.pack("<qi4xq", block.offset, block.metadata, block.body))
+    struct.pack_into("<q" if field != 1 else "<i", data, at + (0, 8, 16)[field], value)
+    (tmp_path / "a.arrow").write_bytes(data)
+    refused(tmp_path / "a.arrow")
 
 
 def test_a_stream_without_an_end_marker_is_whole(tmp_path: Path) -> None:
@@ -335,9 +355,26 @@ class RefusingFileSystem(fsspec.AbstractFileSystem):
         return found if detail else [f["name"] for f in found]
 
     def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        if "late" in path:
+            return LateFile(path)
         if "timeout" in path:
             raise TimeoutError("read timed out")
         raise PermissionError(f"403 Forbidden: {path}")
+
+
+class LateFile(io.BytesIO):
+    """A file that opens, and fails when it is read."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(bytes(100))
+        self.path = path
+
+    def read(self, size: int | None = -1) -> bytes:
+        if "reset" in self.path:
+            raise ConnectionResetError("peer went away")
+        if "timeout" in self.path:
+            raise TimeoutError("read timed out")
+        raise OSError(errno.EIO, "disk")
 
 
 fsspec.register_implementation("refusing", RefusingFileSystem, clobber=True)
@@ -353,6 +390,13 @@ def test_places_that_refuse_are_no_damage() -> None:
             open_dataset(where)
     with pytest.raises(StorageError, match="cannot be read: TimeoutError: read timed out"):
         open_dataset("refusing://x/timeout.parquet")
+    for name, reason in (
+        ("late", os.strerror(errno.EIO)),
+        ("late-reset", "ConnectionResetError: peer went away"),
+        ("late-timeout", "TimeoutError: read timed out"),
+    ):
+        with pytest.raises(StorageError, match=f"{name}.parquet cannot be read: {reason}"):
+            open_dataset(f"refusing://x/{name}.parquet")
     with pytest.raises(StorageError, match=r"RuntimeError: endpoint is upside down.*credentials"):
         open_dataset("refusing://x/broken.parquet")
 

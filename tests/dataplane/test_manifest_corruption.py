@@ -240,14 +240,17 @@ def test_verify_all_touches_each_byte_before_the_first_batch(whole: Path, copy: 
 
 
 def test_verify_looks_again_at_blocks_it_has_seen(copy: Path) -> None:
-    manifest = Manifest.open(copy, verify="all")
-    part = manifest.parts[0]
-    with open(copy / part.name, "r+b") as file:
-        file.seek(part.blocks[0].offset)
-        byte = file.read(1)
-        file.seek(part.blocks[0].offset)
-        file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(ManifestCorruptError, match="block 0"):
+    part = Manifest.open(copy).parts[0]
+    whole = (copy / part.name).read_bytes()
+    for place, where in ((part.blocks[0].offset, "block 0"), (part.bytes - 1, "frame")):
+        manifest = Manifest.open(copy, verify="all")
+        with open(copy / part.name, "r+b") as file:
+            file.seek(place)
+            file.write(bytes([whole[place] ^ 1]))
+        with pytest.raises(ManifestCorruptError, match=where):
+            manifest.verify()
+        with open(copy / part.name, "r+b") as file:  # in place: it is mapped
+            file.write(whole)
         manifest.verify()
 
 

@@ -393,11 +393,12 @@ def test_what_could_be_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_suffix_is_of_whole_names(tmp_path: Path) -> None:
-    part(tmp_path / "d", "x.parquet", [1, 2])
+    part(tmp_path / "d", "b/x.parquet", [1, 2])
     snapshot = open_dataset(tmp_path / "d").snapshot
-    (tmp_path / "d" / "x.parquet").rename(tmp_path / "d" / "max.parquet")
+    assert open_dataset(tmp_path, snapshot=snapshot).rows == 2
+    (tmp_path / "d" / "b").rename(tmp_path / "d" / "ab")
     with pytest.raises(DatasetChangedError, match="is gone"):
-        open_dataset(tmp_path / "d", snapshot=snapshot)
+        open_dataset(tmp_path, snapshot=snapshot)
 
 
 def test_footers_are_read_of_needed_fragments_only() -> None:

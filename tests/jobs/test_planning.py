@@ -30,8 +30,9 @@ from batchloom.dataplane.parameters import parameters
 from batchloom.dataplane.plan import BatchPlan, Selection
 from batchloom.dataplane.series import Series
 from batchloom.jobs import plan, register
+from batchloom.jobs.estimate import estimate
 from batchloom.jobs.methods import METHODS
-from batchloom.jobs.planning import estimate, make_spec
+from batchloom.jobs.planning import make_spec
 from batchloom.jobs.stages import ReduceStage, SelectStage
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 

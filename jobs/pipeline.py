@@ -1,0 +1,98 @@
+"""The stages of a job, run epoch by epoch: rows → labels → micro-batches → fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..dataplane.errors import SelectionError
+from ..dataplane.plan import BatchPlan
+from ..dataplane.rowset import RowSet
+from .context import JobContext
+from .spec import JobSpec
+from .stages import BatchStage, GroupStage, PlanState, ReduceStage, SelectStage, Stage
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """The stages of a job, run epoch by epoch; what does not change with the epoch runs once."""
+
+    def __init__(self, job: JobContext, stages: Sequence[Stage], rows: RowSet) -> None:
+        self._job = job
+        self._stages = stages
+        self._start = PlanState(rows)
+        at = next(i for i, s in enumerate(stages) if isinstance(s, BatchStage))
+        batch = stages[at]
+        assert isinstance(batch, BatchStage)  # for the type checker; `resolve_stages` saw to it
+        self.batch = batch
+        self._before = stages[:at]
+        self._reduces = [s for s in stages[at + 1 :] if isinstance(s, ReduceStage)]
+        self._fixed = self._count_fixed()
+        self._cached: PlanState | None = None
+
+    def _count_fixed(self) -> int:
+        """Return how many leading stages do not depend on the epoch."""
+        for index, stage in enumerate(self._before):
+            if isinstance(stage, SelectStage) and stage.per_epoch:
+                return index
+        return len(self._before)
+
+    @property
+    def weight_semantics(self) -> Any:
+        found = [s.weight_semantics for s in self._stages if s.weight_semantics is not None]
+        return found[0] if found else None
+
+    def identity(self, spec: JobSpec, first_added: int | None) -> list[dict[str, Any]]:
+        """What the manifest's identity records of the stages."""
+        stages = [s.identity() for s in self._stages]
+        sizes = {"batch_size": spec.batch_size, "micro_per_step": spec.micro_per_step}
+        for stage in stages:
+            if stage["stage"] == "batch":
+                stage["parameters"] |= sizes
+            elif stage["stage"] == "group":
+                stage["parameters"] |= {"on_invalid": spec.on_invalid}
+        if first_added is not None:
+            added = {"first_row_id": first_added}
+            stages.insert(0, {"stage": "select", "method": "added", "parameters": added})
+        return stages
+
+    def state(self, epoch: int) -> PlanState:
+        """Run the selects and the group of an epoch."""
+        if self._cached is None:
+            self._cached = self._run(self._before[: self._fixed], self._start, epoch)
+        state = self._run(self._before[self._fixed :], self._cached, epoch)
+        if self._job.batch_size > len(state.rows):
+            raise SelectionError(
+                f"batch_size = {self._job.batch_size} is larger than the {len(state.rows)} "
+                f"selected rows; choose at most {len(state.rows)}."
+            )
+        return state
+
+    def _run(self, stages: Sequence[Stage], state: PlanState, epoch: int) -> PlanState:
+        for stage in stages:
+            if isinstance(stage, SelectStage):
+                selection = stage.select(self._job, state, epoch)
+                state = state.selected(selection).reported(stage.method, selection.report)
+            elif isinstance(stage, GroupStage):
+                state = stage.group(self._job, state)
+            if not len(state.rows):
+                raise SelectionError(
+                    f"No row is left after the {stage.kind} stage '{stage.method}' "
+                    f"({stage.parameters()})."
+                )
+        return state
+
+    def batches(self, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
+        """Yield the epoch's micro-batches after all reduces."""
+        for chunk in self.batch.batches(self._job, state, epoch):
+            for stage in self._reduces:
+                chunk = stage.reduce(self._job, chunk, epoch)
+            if chunk.weights is None and self.weight_semantics is not None:
+                ones = np.ones(len(chunk.rows), dtype=np.float32)
+                chunk = BatchPlan(
+                    chunk.offsets, chunk.rows, ones, chunk.step, chunk.micro, chunk.side
+                )
+            yield chunk

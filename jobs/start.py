@@ -1,0 +1,98 @@
+"""What a job starts from: its dataset, the rows that may take part, its target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..dataplane.dataset import Dataset, open_dataset
+from ..dataplane.errors import JobSpecError, SelectionError
+from ..dataplane.manifest_writer import refuse_foreign_target
+from ..dataplane.rowset import RowSet
+from ..dataplane.series import Series
+from ..dataplane.snapshot import Snapshot
+from ..dataplane.storage import locate
+from .spec import JobSpec
+from .stages import Stage
+
+__all__ = ["check_job", "manifest_bytes", "open_job", "rows_of", "target_of"]
+
+
+def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
+    """Return the dataset, and the first row id that counts as added where only those are wanted."""
+    since: Snapshot | None = None
+    if spec.since is not None:
+        since = Snapshot.load(spec.since)
+    elif spec.series and spec.snapshot is None:
+        series = Series(spec.out)
+        since = series.members[-1].snapshot if series.ranges else None
+    dataset = open_dataset(
+        spec.dataset,
+        snapshot=spec.snapshot,
+        since=since,
+        storage_options=spec.storage_options,
+    )
+    added = since.next_row_id if since is not None and spec.added_only else None
+    return dataset, added
+
+
+def rows_of(dataset: Dataset, first_added: int | None) -> RowSet:
+    """Return all rows, or those added since a row id."""
+    rows = RowSet(dataset.snapshot)
+    if first_added is None:
+        return rows
+    added = rows.since(first_added)
+    if not len(added):
+        raise SelectionError("No row was added since that snapshot; there is nothing to plan.")
+    return added
+
+
+def check_job(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> None:
+    """Refuse what can be refused before anything is read."""
+    if dataset.rows == 0:
+        raise SelectionError(
+            f"The dataset holds {len(dataset.snapshot.fragments)} files and no rows; there is "
+            "nothing to plan."
+        )
+    if spec.batch_size > dataset.rows:
+        raise SelectionError(
+            f"batch_size = {spec.batch_size} is larger than the dataset's {dataset.rows} rows; "
+            f"choose at most {dataset.rows}."
+        )
+    dataset.check_columns(dict.fromkeys(c for s in stages for c in s.reads()))
+
+
+def target_of(spec: JobSpec) -> tuple[Path, str | None]:
+    """Return (directory to make, id of the manifest that it continues)."""
+    if "://" in spec.out:
+        raise JobSpecError(
+            f"'{spec.out}': a manifest is written to a local directory; copy it from there."
+        )
+    _refuse_inside(spec)
+    if spec.series:
+        return Series(spec.out).next_member(*spec.epochs)
+    refuse_foreign_target(Path(spec.out))
+    return Path(spec.out), None
+
+
+def _refuse_inside(spec: JobSpec) -> None:
+    """Refuse a target below a directory of the dataset: its parts would be listed as data."""
+    sources = spec.dataset.values() if isinstance(spec.dataset, Mapping) else [spec.dataset]
+    for source in sources:
+        if not isinstance(source, str | os.PathLike):
+            continue
+        folder = locate(source)
+        target = Path(spec.out).resolve()
+        if folder.is_local and target.is_relative_to(Path(folder.path).resolve()):
+            raise JobSpecError(
+                f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
+                "read as data; choose a target outside of it."
+            )
+
+
+def manifest_bytes(rows: int, spec: JobSpec) -> int:
+    """Return about how many bytes the manifest takes, weights and side columns left out."""
+    epochs = spec.epochs[1] - spec.epochs[0]
+    batches = -(-rows // spec.batch_size)
+    return int(1.01 * epochs * (8 * rows + 18 * batches)) + 4096
