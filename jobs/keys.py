@@ -59,7 +59,7 @@ class _KeyStage(SelectStage):
         missing = len(wanted) - found
         if missing:
             what = "row ids" if self.key is None else f"keys of '{self.key}'"
-            job.progress.note(
+            job.progress.warn(
                 f"{self.method}: {missing:,} of {len(wanted):,} {what} in {self.file} are not "
                 "among the rows."
             )

@@ -114,7 +114,7 @@ class KMeansGroup(GroupStage):
             raise InvalidValueError(
                 f"{what}: {shown}. Mend them, or leave them out with --on-invalid drop."
             )
-        job.progress.note(f"{what} and are left out: {shown}")
+        job.progress.warn(f"{what} and are left out: {shown}")
 
 
 def _width(dataset: Dataset, column: str) -> int:

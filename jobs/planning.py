@@ -23,7 +23,7 @@ from .engine import Engine
 from .hashing import hash_dataset
 from .methods import make_stage
 from .pipeline import Pipeline
-from .progress import Progress, QuietProgress
+from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
 from .start import check_job, manifest_bytes, open_job, rows_of, target_of
@@ -58,7 +58,7 @@ def plan(
     where, keep, drop, key, split
         Built-in selects: an expression; files of keys and their column; shares.
     progress : Progress, optional
-        Nothing is printed when None.
+        When None, nothing is told but warnings, by the ``batchloom`` logger.
     **options
         Fields of `JobSpec` (``batch_size=256``, ``epochs=(0, 3)``, ``seed=7``, ``workers=0`` …) and
         parameters of the method (``columns=["x"]``, ``k=64`` …).
@@ -133,7 +133,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     BatchloomError
         One clear sentence; nothing half-written stays.
     """
-    progress = progress or QuietProgress()
+    progress = progress or LogProgress()
     stages = resolve_stages(spec)
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)

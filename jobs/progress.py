@@ -1,18 +1,20 @@
-"""Progress on stderr: a bar on a terminal, JSON lines, or nothing.
+"""Progress on stderr: a bar on a terminal, JSON lines, or nothing; and warnings.
 
-Standard output carries only the result.
+Standard output carries only the result. A warning says that a plan is not quite what one may think:
+rows were left out, keys were not found. It is told in all forms but the quiet one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-__all__ = ["JsonProgress", "Progress", "QuietProgress", "Step", "make_progress"]
+__all__ = ["JsonProgress", "LogProgress", "Progress", "QuietProgress", "Step", "make_progress"]
 
 ProgressMode = Literal["auto", "json", "quiet"]
 
@@ -33,7 +35,10 @@ class Progress(Protocol):
         """Return a context manager of a `Step`."""
 
     def note(self, text: str) -> None:
-        """Say one sentence."""
+        """Say one sentence that can be missed."""
+
+    def warn(self, text: str) -> None:
+        """Say one sentence that should not be missed."""
 
 
 class QuietProgress:
@@ -48,6 +53,16 @@ class QuietProgress:
 
     def note(self, text: str) -> None:
         pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+
+class LogProgress(QuietProgress):
+    """Says nothing but warnings, by the ``batchloom`` logger; where no bar can be drawn."""
+
+    def warn(self, text: str) -> None:
+        logging.getLogger("batchloom").warning("%s", text)
 
 
 class JsonProgress:
@@ -64,6 +79,9 @@ class JsonProgress:
 
     def note(self, text: str) -> None:
         self.write({"note": text})
+
+    def warn(self, text: str) -> None:
+        self.write({"warning": text})
 
     def write(self, value: dict[str, Any]) -> None:
         self._file.write(json.dumps(value) + "\n")  # one write: a line is never torn
@@ -117,7 +135,10 @@ class RichProgress:
             yield _RichStep(bar, bar.add_task(label, total=rows, rate=""))
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, style="dim")
+        self._console.print(text, highlight=False, markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}", highlight=False, markup=False, style="yellow")
 
 
 class _RichStep:
@@ -135,6 +156,6 @@ def make_progress(mode: ProgressMode = "auto") -> Progress:
     """Return the progress of a mode; 'auto' is a bar where stderr is a terminal."""
     if mode == "json":
         return JsonProgress()
-    if mode == "auto" and sys.stderr.isatty():
-        return RichProgress()
-    return QuietProgress()
+    if mode == "quiet":
+        return QuietProgress()
+    return RichProgress() if sys.stderr.isatty() else LogProgress()

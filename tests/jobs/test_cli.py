@@ -218,6 +218,19 @@ def test_progress_as_json_lines(small: Path, tmp_path: Path) -> None:
     assert steps[-1]["done"] == ROWS
 
 
+def test_warnings_are_told_in_every_form_but_the_quiet_one(small: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("doc-1\ndoc-none\n")
+    options = ("plan", "shuffle", small, *PLAN, "--drop", keys, "--key", "key", "--out")
+    said = "drop: 1 of 2 keys of 'key'"
+    plain = batchloom(*options, tmp_path / "a")
+    assert plain.stderr.startswith(said)
+    assert len(plain.stderr.splitlines()) == 1
+    lines = batchloom(*options, tmp_path / "b", "--progress", "json").stderr.splitlines()
+    assert next(v for line in lines if (v := json.loads(line).get("warning"))).startswith(said)
+    assert batchloom(*options, tmp_path / "c", "--quiet").stderr == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_leaves_nothing(
     small: Path, tmp_path: Path, number: signal.Signals
