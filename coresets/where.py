@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataplane.columns import as_arrow, as_numpy
 from ..dataplane.errors import ColumnTypeError, JobSpecError
 
 __all__ = ["Expression", "parse_where"]
@@ -70,15 +71,13 @@ class Expression:
             raise ColumnTypeError(f"The expression '{self.text}' fails: {reason}.") from error
         if isinstance(value, bool | pa.Scalar):
             value = pa.array([value.as_py() if isinstance(value, pa.Scalar) else value])
-            value = value.take(pa.array(np.zeros(batch.num_rows, np.int64)))
+            value = value.take(as_arrow(np.zeros(batch.num_rows, np.int64)))
         if not isinstance(value, pa.Array) or not pa.types.is_boolean(value.type):
             kind = getattr(value, "type", type(value).__name__)
             raise ColumnTypeError(
                 f"The expression '{self.text}' gives {kind}: expected true or false for each row, "
                 "for example 'score > 0.5'."
             )
-        from ..dataplane.columns import as_numpy
-
         return as_numpy(value.fill_null(False))
 
 

@@ -50,19 +50,24 @@ def pretty_json(value: Any) -> bytes:
 def _indented(value: Any, depth: int) -> str:
     """Return what ``json.dumps(indent=2)`` does, which would leave the compiled encoder.
 
-    A header lists thousands of flat records and is compared whenever a manifest is opened. The line
-    breaks of a container without filled containers are put into the encoder's separator.
+    A header lists thousands of flat records, and is compared whenever a manifest is opened. Line
+    breaks go into the encoder's separator; a string holds none, so they can be replaced after.
     """
-    flat = _encoder(depth)
     if not _is_filled(value):
-        return flat.encode(value)
-    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
-    if not any(map(_is_filled, value.values() if isinstance(value, dict) else value)):
-        text = flat.encode(value)
+        return _encoder(depth).encode(value)
+    outer, inner, innermost = ("\n" + "  " * (depth + more) for more in range(3))
+    inside = value.values() if isinstance(value, dict) else value
+    if not any(map(_is_filled, inside)):
+        text = _encoder(depth).encode(value)
         return f"{text[0]}{inner}{text[1:-1]}{outer}{text[-1]}"
-    if isinstance(value, Mapping):
-        items = [f"{flat.encode(k)}: {_indented(value[k], depth + 1)}" for k in sorted(value)]
+    if isinstance(value, dict):
+        name = _encoder(depth).encode
+        items = [f"{name(k)}: {_indented(v, depth + 1)}" for k, v in sorted(value.items())]
         return f"{{{inner}{f',{inner}'.join(items)}{outer}}}"
+    if all(isinstance(v, dict) and v and not any(map(_is_filled, v.values())) for v in value):
+        text = _encoder(depth + 1).encode(value)[2:-2]
+        records = text.replace(f"}},{innermost}{{", f"{inner}}},{inner}{{{innermost}")
+        return f"[{inner}{{{innermost}{records}{inner}}}{outer}]"
     return f"[{inner}{f',{inner}'.join(_indented(v, depth + 1) for v in value)}{outer}]"
 
 
@@ -137,7 +142,12 @@ def plain_json(value: Any, where: str, *, non_finite: bool = False) -> Any:
 
 def known_fields(cls: type[T], value: Mapping[str, Any]) -> T:
     """Read a dataclass from JSON; fields that a newer version added are left out."""
-    return cls(**{f.name: value[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+    return cls(**{name: value[name] for name in _field_names(cls)})  # type: ignore[arg-type]
+
+
+@functools.lru_cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
 
 
 def has_utf8(text: str) -> bool:

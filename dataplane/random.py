@@ -89,6 +89,8 @@ class Stream(IntEnum):
     CLUSTER_ORDER = 9
     BATCH_ORDER = 10
     AUGMENT = 11
+    GROUP_ORDER = 12
+    WINDOW_ORDER = 13
 
 
 def _mix(x: int) -> int:

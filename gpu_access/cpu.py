@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from ..dataplane.columns import as_numpy, numpy_type
+from ..dataplane.columns import as_arrow, as_numpy, numpy_type
 from ..dataplane.errors import BatchloomError, ColumnTypeError, InvalidValueError
 
 __all__ = ["Column", "CpuGather", "RowsOfChunk", "host_tensor"]
@@ -150,7 +150,7 @@ class _ArrowColumn:
 
     def add(self, part: RowsOfChunk) -> None:
         try:
-            taken = part.chunk.column(self.name).take(pa.array(part.offsets))
+            taken = part.chunk.column(self.name).take(as_arrow(part.offsets))
         except pa.ArrowException as error:
             raise self._refused(error) from error
         self._taken.append(_wide_codes(taken))
@@ -163,7 +163,7 @@ class _ArrowColumn:
             # One array first: take on a chunked column is slow.
             joined = self._taken[0] if len(self._taken) == 1 else pa.concat_arrays(self._taken)
             back = np.argsort(np.concatenate(self._positions), kind="stable")
-            return joined.take(pa.array(back))
+            return joined.take(as_arrow(back))
         except pa.ArrowException as error:
             raise self._refused(error) from error
 
@@ -189,7 +189,7 @@ def _rows(column: pa.Array, offsets: I64, ids: U64, name: str) -> npt.NDArray[An
         column = column.storage
     if not _has_nulls(column):
         return as_numpy(column, name)[offsets]
-    taken = column.take(pa.array(offsets))
+    taken = column.take(as_arrow(offsets))
     first = _first_null(taken)
     if first is not None:
         raise InvalidValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ class JobContext:
     progress : Progress
     task_bytes : int
         Compressed bytes a task. Never changes a result.
+    reports : dict
+        What batch and reduce stages tell of themselves, for the manifest's provenance.
     """
 
     dataset: Dataset
@@ -49,6 +51,7 @@ class JobContext:
     on_invalid: OnInvalid
     progress: Progress
     task_bytes: int = TASK_BYTES
+    reports: dict[str, Any] = field(default_factory=dict)
 
     def map_rows(
         self,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..dataplane.columns import as_numpy
+from ..dataplane.columns import as_arrow, as_numpy
 from ..dataplane.errors import StorageError
 from ..dataplane.manifest import Manifest
 from ..samplers import Batch, ManifestLoader, weighted_loss
@@ -291,12 +291,12 @@ def _write_dataset(folder: Path, images: Any, labels: Any) -> None:
 
 
 def _write_fragment(path: Path, images: Any, labels: Any, start: int, stop: int) -> None:
-    values = pa.array(images[start:stop].ravel())
+    values = as_arrow(images[start:stop].ravel())
     pq.write_table(
         pa.table(
             {
                 "x": pa.FixedSizeListArray.from_arrays(values, 64),
-                "y": pa.array(labels[start:stop]),
+                "y": as_arrow(labels[start:stop]),
             }
         ),
         path,

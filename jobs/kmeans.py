@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from ..clustering.kmeans import KMeans, assign
-from ..dataplane.columns import as_matrix, numpy_type
+from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import ColumnTypeError, InvalidValueError, SelectionError
 from ..dataplane.parameters import parameters
@@ -135,7 +135,7 @@ def read_rows(batch: pa.RecordBatch, ids: Any, columns: list[str]) -> npt.NDArra
         valid &= _without_nulls(batch.column(column))
     if valid.all():
         return as_matrix(batch, columns)
-    whole = as_matrix(batch.take(pa.array(np.flatnonzero(valid))), columns)
+    whole = as_matrix(batch.take(as_arrow(np.flatnonzero(valid))), columns)
     out = np.full((batch.num_rows, whole.shape[1]), np.nan, dtype=np.float32)
     out[valid] = whole
     return out

@@ -175,7 +175,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
                 state = pipeline.state(epoch)
                 with writer.epoch(epoch, eligible_rows=len(state.rows)):
                     _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
-            return writer.commit(reports=state.reports)
+            return writer.commit(reports={**state.reports, **job.reports})
 
 
 def _write(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataplane.bitmap import Bitmap
+from ..dataplane.columns import as_arrow
 from ..dataplane.dataset import scan_fragment
 from ..dataplane.fragments import FragmentRef
 from ..dataplane.storage import storing
@@ -80,7 +81,7 @@ def scan_rows(
                 continue
             offsets = np.flatnonzero(_inside(wanted, part.first_row_id, part.batch.num_rows))
             if len(offsets):
-                yield part.batch.take(pa.array(offsets)), ids[offsets]
+                yield part.batch.take(as_arrow(offsets)), ids[offsets]
 
 
 def _inside(rows: Bitmap, first: int, count: int) -> npt.NDArray[np.bool_]:

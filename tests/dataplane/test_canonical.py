@@ -50,6 +50,17 @@ def test_json_survives_to_the_byte(value: Any) -> None:
     assert digest(plain) == hashlib.sha256(compact_json(value)).hexdigest()
 
 
+tricky = st.sampled_from(["}", "},\n  {", "},{", '"', "\\", "\n", "[{", "}]", ": ", ""])
+
+
+@given(st.lists(st.dictionaries(tricky, tricky | st.integers() | st.lists(tricky, max_size=1))))
+def test_indented_records_are_those_of_the_standard_library(records: list[dict[str, Any]]) -> None:
+    """Lists of flat records are written by a short cut; their texts may look like its marks."""
+    for value in (records, {"a": {"parts": records, "b": [records]}}, [[records]]):
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2)
+        assert pretty_json(value) == text.encode() + b"\n"
+
+
 def test_forms_by_hand() -> None:
     value = {"b": [1, 2.0, 1e-7, 1e22, -0.0], "a": {"é": None, "x": True}, "A": "\u2028"}
     assert compact_json(value) == (

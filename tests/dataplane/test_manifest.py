@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from batchloom.dataplane.errors import ManifestError
 from batchloom.dataplane.manifest import Manifest
+from batchloom.dataplane.manifest_part import PartReader
 from batchloom.dataplane.manifest_writer import ManifestWriter
 from batchloom.dataplane.plan import BatchPlan, Ragged, SideColumn
 from batchloom.tests.dataplane.helpers import (
@@ -431,9 +432,18 @@ def test_blocks_are_kept_but_not_without_end(
     monkeypatch.setattr("batchloom.dataplane.manifest_part._CACHED_BLOCKS", 3)
     manifest = write(tmp_path / "m", snapshot_of(8), {0: plan_of([1] * 8)})
     epoch, reader = manifest.epoch(0), manifest._readers[0]
+    checked: list[int] = []
+    verify = PartReader.verify_block
+
+    def counted(self: PartReader, index: int) -> None:
+        checked.extend([] if index in self._verified else [index])
+        verify(self, index)
+
+    monkeypatch.setattr(PartReader, "verify_block", counted)
     for k in [0, 1, 2, 3, 4, 5, 6, 7, 0, 7, 1]:
         assert epoch[k].rows.tolist() == [k]
         assert len(reader._blocks) <= 3
+    assert checked == list(range(8))  # hashed once, however often they are read
     assert epoch._at(1)[0] is epoch._at(1)[0]
 
 

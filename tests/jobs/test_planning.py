@@ -138,6 +138,36 @@ def test_stratified_shuffle_holds_the_shares(small: Path, tmp_path: Path) -> Non
         assert np.abs(held - share).max() <= 3
 
 
+def test_block_shuffle_reads_few_places_at_a_time(small: Path, tmp_path: Path) -> None:
+    options = {"batch_size": 50, "mode": "block", "groups_open": 4, "group_rows": 25}
+    made = plan("shuffle", small, out=tmp_path / "p", epochs=2, **options)
+    assert sorted(rows_of(made)) == list(range(ROWS))
+    groups = np.array(rows_of(made)) // 25
+    assert max(len(set(w)) for w in groups.reshape(-1, 100)) == 4
+    assert rows_of(made, 0) != rows_of(made, 1)
+    assert made.identity["stages"][0]["parameters"]["groups_open"] == 4
+    with pytest.raises(JobSpecError, match="its mode must be full"):
+        plan("shuffle", small, out=tmp_path / "q", stratify="label", **options)
+
+
+def test_a_poor_spread_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    k = np.arange(20_000)
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"part": k // 1000}), tmp_path / "data" / "sorted.parquet")
+    options = {"batch_size": 100, "balance": "part", "workers": 0}
+    full = plan("shuffle", tmp_path / "data", out=tmp_path / "full", **options)
+    assert full.provenance["reports"]["balance"]["epoch 0"] == pytest.approx(1, abs=0.15)
+    assert caplog.messages == []
+    block = {"mode": "block", "groups_open": 5, "group_rows": 100}
+    poor = plan("shuffle", tmp_path / "data", out=tmp_path / "poor", **options, **block)
+    assert poor.provenance["reports"]["balance"]["epoch 0"] == pytest.approx(21, rel=0.25)
+    assert len(caplog.messages) == 1
+    assert "open more groups" in caplog.messages[0]
+    # What is only measured decides nothing.
+    unmeasured = plan("shuffle", tmp_path / "data", out=tmp_path / "plain", batch_size=100)
+    assert unmeasured.manifest_id == full.manifest_id
+
+
 def test_kmeans_batches_hold_one_cluster(small: Path, tmp_path: Path) -> None:
     made = plan("kmeans", small, out=tmp_path / "p", **{**KMEANS, "k": 5})
     x = np.array(open_dataset(small).take(np.arange(ROWS), ["x"])["x"].to_pylist())

@@ -18,7 +18,7 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
     ids = tmp_path / "ids.npy"
     np.save(ids, np.array([3, 500, 12], np.uint64))
     return {
-        "shuffle": {"stratify": "label"},
+        "shuffle": {"stratify": "label", "balance": "label"},
         "kmeans": {"columns": "x", "k": 4},
         "within": {},
         "across": {},
