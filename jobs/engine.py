@@ -195,6 +195,7 @@ class Engine:
         except ImportError as error:
             raise missing_extra("Running jobs on Dask", "plan") from error
         self._cleanup.enter_context(dask.config.set(_CONFIG))
+        self._cleanup.enter_context(_quiet_logs())
         if self._scheduler is not None:
             try:
                 client = Client(self._scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
@@ -221,6 +222,21 @@ class Engine:
         self._client = self._cleanup.enter_context(Client(cluster, set_as_default=False))
         self._note(f"Dask dashboard: {cluster.dashboard_link}")
         return self._client
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep Dask's loggers from printing tracebacks beside the one sentence that we say."""
+    names = ["distributed", "tornado.application"]
+    names += [n for n in logging.root.manager.loggerDict if n.startswith("distributed.")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager

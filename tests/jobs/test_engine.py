@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -128,8 +129,16 @@ def test_a_script_needs_no_main_guard(tmp_path: Path, small: Path) -> None:
     assert ran.stderr == ""
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler that listens at an address."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A scheduler and two workers, started as an operator starts them."""
     address = tmp_path / "scheduler.json"
     common: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -152,9 +161,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         while not (address.exists() and address.stat().st_size):
             assert time.monotonic() < deadline, "the scheduler did not start"
             time.sleep(0.1)
-        import json
-
-        yield json.loads(address.read_text())["address"]
+        yield Cluster(json.loads(address.read_text())["address"], scheduler)
     finally:
         for process in (*workers, scheduler):
             process.terminate()
@@ -163,14 +170,47 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_separate_scheduler_makes_the_same_plan(
-    cluster: str, small: Path, tmp_path: Path
+    cluster: Cluster, small: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
         "columns": ["x"], "k": 4, "batch_size": 32, "task_bytes": 4000, "where": "a > 0",
     }  # fmt: skip
-    there = plan("kmeans", small, out=tmp_path / "there", scheduler=cluster, **options)
+    there = plan("kmeans", small, out=tmp_path / "there", scheduler=cluster.address, **options)
     here = plan("kmeans", small, out=tmp_path / "here", workers=0, **options)
     assert there.manifest_id == here.manifest_id
+
+
+SCHEDULER_LOST = """
+import sys, time
+from batchloom.jobs.engine import Engine
+from batchloom.dataplane.errors import EngineError
+from batchloom.tests.jobs.test_engine import TASKS, slowly
+
+with Engine(scheduler=sys.argv[1]) as engine:
+    try:
+        for done in engine.map(slowly, TASKS):
+            print("done", flush=True)
+    except EngineError as error:
+        print(error)
+"""
+
+
+def slowly(task: Job) -> int:
+    time.sleep(1)
+    return task.index
+
+
+def test_a_scheduler_that_is_lost_is_one_sentence(cluster: Cluster) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER_LOST, cluster.address],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "done\n"
+    cluster.scheduler.kill()
+    out, errors = process.communicate(timeout=60)
+    assert out.splitlines()[-1].startswith("The connection to the Dask scheduler was lost")
+    assert errors == ""
 
 
 def test_no_scheduler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_block_shuffle_reads_few_places_at_a_time(small: Path, tmp_path: Path) -
     assert max(len(set(w)) for w in groups.reshape(-1, 100)) == 4
     assert rows_of(made, 0) != rows_of(made, 1)
     assert made.identity["stages"][0]["parameters"]["groups_open"] == 4
-    with pytest.raises(JobSpecError, match="its mode must be full"):
+    with pytest.raises(JobSpecError, match="mode must be full"):
         plan("shuffle", small, out=tmp_path / "q", stratify="label", **options)
 
 
