@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test lint bench clean
 help:            ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -24,9 +24,6 @@ demo: $(STAMP)   ## the whole chain on real data
 
 test: $(STAMP)   ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest
-
-test-slow: $(STAMP)  ## the long tests
-	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)   ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
