@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ..dataplane.errors import InvalidValueError, SelectionError
+from ..dataplane.errors import InvalidValueError, SelectionError, needs_extra
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream, base_key, choose
 from .clusters import Clusters
@@ -60,8 +60,9 @@ class KMeans:
         InvalidValueError
             Where a value is NaN or infinite.
         """
-        from sklearn.cluster import KMeans as SklearnKMeans
-        from threadpoolctl import threadpool_limits
+        with needs_extra("k-means", "plan"):
+            from sklearn.cluster import KMeans as SklearnKMeans
+            from threadpoolctl import threadpool_limits
 
         _check(x, ids)
         if len(x) < self.k:

@@ -8,7 +8,8 @@ ends with.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "BatchloomError",
@@ -32,8 +33,8 @@ __all__ = [
     "SelectionError",
     "StorageError",
     "WorldSizeError",
-    "missing_extra",
     "nearest",
+    "needs_extra",
 ]
 
 
@@ -133,11 +134,15 @@ class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
 
 
-def missing_extra(what: str, extra: str) -> MissingExtraError:
-    """Say which extra to install."""
-    return MissingExtraError(
-        f"{what} needs the packages of the extra '{extra}': pip install 'batchloom[{extra}]'"
-    )
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Say which extra to install where an import inside the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs the packages of the extra '{extra}': pip install 'batchloom[{extra}]'"
+        ) from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

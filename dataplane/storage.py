@@ -11,14 +11,14 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from .errors import BatchloomError, DatasetError, StorageError, missing_extra
+from .errors import BatchloomError, DatasetError, MissingExtraError, StorageError, needs_extra
 
 __all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
 
@@ -162,14 +162,13 @@ class Location:
     def _fs(self) -> tuple[Any, str]:
         import fsspec
 
+        s3 = self.path.split(":", 1)[0] in ("s3", "s3a")
         try:
-            fs, path = fsspec.core.url_to_fs(self.path, **self.options)
-        except ImportError as error:
-            protocol = self.path.split(":", 1)[0]
-            if protocol in ("s3", "s3a"):
-                raise missing_extra(f"Reading {self.path}", "s3") from error
-            raise DatasetError(f"{self.path}: {error}.") from error
-        except ValueError as error:
+            with needs_extra(f"Reading {self.path}", "s3") if s3 else nullcontext():
+                fs, path = fsspec.core.url_to_fs(self.path, **self.options)
+        except MissingExtraError:
+            raise
+        except (ImportError, ValueError) as error:
             raise DatasetError(f"{self.path}: {error}.") from error
         return fs, path
 

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..dataplane.columns import as_arrow, as_numpy
-from ..dataplane.errors import StorageError
+from ..dataplane.errors import StorageError, needs_extra
 from ..dataplane.manifest import Manifest
 from ..samplers import Batch, ManifestLoader, weighted_loss
 from .planning import plan
@@ -276,7 +276,8 @@ def _own(folder: Path) -> Path:
 
 
 def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    from sklearn.datasets import load_digits
+    with needs_extra("The demo", "plan"):
+        from sklearn.datasets import load_digits
 
     digits = load_digits()
     return (digits.data / 16).astype(np.float32), digits.target.astype(np.int64)

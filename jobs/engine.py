@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from ..dataplane.errors import EngineError, ParameterError, missing_extra
+from ..dataplane.errors import EngineError, ParameterError, needs_extra
 
 __all__ = ["Engine", "Task", "parse_bytes"]
 
@@ -189,11 +189,9 @@ class Engine:
     def _connected(self, tasks: int) -> Any:
         if self._client is not None:
             return self._client
-        try:
+        with needs_extra("Running jobs on Dask", "plan"):
             import dask
             from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise missing_extra("Running jobs on Dask", "plan") from error
         self._cleanup.enter_context(dask.config.set(_CONFIG))
         self._cleanup.enter_context(_quiet_logs())
         if self._scheduler is not None:

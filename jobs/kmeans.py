@@ -13,7 +13,7 @@ from pydantic import Field
 from ..clustering.kmeans import KMeans, assign
 from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
-from ..dataplane.errors import ColumnTypeError, InvalidValueError, SelectionError
+from ..dataplane.errors import ColumnTypeError, InvalidValueError, SelectionError, needs_extra
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import Selection
 from .cluster_batches import make_batches
@@ -158,7 +158,8 @@ def assign_rows(
     batch: pa.RecordBatch, ids: Any, columns: list[str], centers_file: str
 ) -> npt.NDArray[np.void]:
     """Assign a batch's rows to centers, −1 where a value is not finite; a row function."""
-    from threadpoolctl import threadpool_limits
+    with needs_extra("k-means", "plan"):
+        from threadpoolctl import threadpool_limits
 
     x = read_rows(batch, ids, columns)
     out = np.empty(len(x), dtype=[("label", "<i4"), ("distance", "<f8")])

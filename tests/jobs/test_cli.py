@@ -231,6 +231,31 @@ def test_warnings_are_told_in_every_form_but_the_quiet_one(small: Path, tmp_path
     assert batchloom(*options, tmp_path / "c", "--quiet").stderr == ""
 
 
+WITHOUT_PLAN_EXTRA = """
+import sys
+for name in ("dask", "distributed", "sklearn", "threadpoolctl", "scipy", "faiss"):
+    sys.modules[name] = None  # as if it were not installed
+from batchloom.jobs.cli import main
+main()
+"""
+
+
+def test_a_verb_whose_extra_is_missing_says_which(small: Path, tmp_path: Path) -> None:
+    def ran(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_PLAN_EXTRA, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ran("plan", "shuffle", small, "--out", tmp_path / "a", "--batch-size", 8).returncode == 0
+    kmeans = ("plan", "kmeans", small, "--set", "columns=x", "--set", "k=3", "--batch-size", 8)
+    for number, arguments in enumerate(
+        [(*kmeans, "--workers", "0"), (*kmeans, "--workers", "1"), ("demo",)]
+    ):
+        shown = ran(*arguments, "--out", tmp_path / str(number))
+        assert shown.returncode == 2
+        assert shown.stderr.count("\n") == 1
+        assert "pip install 'batchloom[plan]'" in shown.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_leaves_nothing(
     small: Path, tmp_path: Path, number: signal.Signals
