@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -56,8 +57,8 @@ def parse_dataset(text: str) -> Any:
     return {name.strip(): path.strip() for name, path in sources.items()}
 
 
-def parse_settings(settings: list[str]) -> dict[str, str]:
-    """Read ``--set key=value`` options."""
+def parse_settings(settings: list[str], options: Mapping[str, Any]) -> dict[str, str]:
+    """Read ``--set key=value``; a key that has an option of its own is refused."""
     from ...dataplane.errors import JobSpecError
 
     found: dict[str, str] = {}
@@ -65,6 +66,9 @@ def parse_settings(settings: list[str]) -> dict[str, str]:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise JobSpecError(f"--set takes key=value. Got '{setting}' instead.")
+        if key.strip() in options:
+            option = f"--{key.strip().replace('_', '-')}"
+            raise JobSpecError(f"'{key.strip()}' is not a method's parameter; use {option}.")
         found[key.strip()] = value.strip()
     return found
 

@@ -104,28 +104,28 @@ def _plan_verb(method: str) -> Any:
     ) -> None:
         from ..planning import make_spec
 
+        job = {
+            "batch_size": batch_size,
+            "micro_per_step": micro_per_step,
+            "epochs": epochs,
+            "seed": seed,
+            "snapshot": snapshot,
+            "since": since,
+            "added_only": added_only,
+            "on_invalid": on_invalid,
+            "series": series,
+            "deep": deep,
+            "scheduler": scheduler,
+            "workers": workers,
+            "memory": memory,
+            "storage_options": opt.parse_storage_options(storage_options),
+        }
         spec = make_spec(
             method,
             dataset=opt.parse_dataset(dataset),
             out=out,
             selects={"where": where, "keep": keep, "drop": drop, "key": key, "split": split},
-            options={
-                **opt.parse_settings(settings or []),
-                "batch_size": batch_size,
-                "micro_per_step": micro_per_step,
-                "epochs": epochs,
-                "seed": seed,
-                "snapshot": snapshot,
-                "since": since,
-                "added_only": added_only,
-                "on_invalid": on_invalid,
-                "series": series,
-                "deep": deep,
-                "scheduler": scheduler,
-                "workers": workers,
-                "memory": memory,
-                "storage_options": opt.parse_storage_options(storage_options),
-            },
+            options=opt.parse_settings(settings or [], options=job) | job,
         )
         run_spec(spec, dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
 

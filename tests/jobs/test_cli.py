@@ -165,6 +165,7 @@ def test_exit_codes_and_one_line_errors(small: Path, planned: Path, tmp_path: Pa
     assert "does not parse" in failed(2, "plan", "shuffle", small, *out, "--where", "a >")
     assert "'batch_size'" in failed(2, "plan", "shuffle", small, *out, "--batch-size", "0")
     assert "key=value" in failed(2, "plan", "shuffle", small, *out, "--set", "k")
+    assert "use --seed" in failed(2, "plan", "shuffle", small, *out, "--set", "seed=3")
     assert "not JSON" in failed(2, "plan", "shuffle", small, *out, "--storage-options", "{")
     assert "No such command 'plann'" in failed(2, "plann")
     assert "holds no epoch 7" in failed(1, "inspect", planned, "--epoch", 7, "--step", 0)
