@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Time tells nothing on a shared machine; in continuous integration every run draws the same.
+settings.register_profile(
+    "batchloom",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+)
+settings.load_profile("batchloom")
 
 # Before they are imported: the shared suites' asserts print what they compared.
 pytest.register_assert_rewrite("batchloom.tests.contracts")

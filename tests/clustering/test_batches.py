@@ -51,7 +51,7 @@ class TestAcross(BatcherContract):
             one = np.bincount(labels[plan.slice(k, k + 1).rows.astype(int)], minlength=3)
             assert np.abs(one - [60, 30, 10]).max() <= 2, one
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(0, 1000))
     def test_prefixes_stay_near_the_shares(self, sizes: list[int], seed: int) -> None:
         labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)

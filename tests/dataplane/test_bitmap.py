@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from batchloom.dataplane.bitmap import Bitmap, count_bits, set_bits
 from batchloom.dataplane.errors import RowIdError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -14,7 +14,6 @@ def made(size: int, ids: Any) -> Bitmap:
     return Bitmap.of(size, [np.asarray(ids, np.uint64)])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3000), st.floats(0, 1), st.integers(0, 99))
 def test_select_is_indexing_of_the_sorted_ids(size: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

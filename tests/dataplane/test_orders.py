@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from batchloom.dataplane.orders import BlockOrder, balance, stratified
 from batchloom.dataplane.random import Permutation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(1, 12), st.integers(0, 50))
 def test_a_block_order_is_a_permutation_window_by_window(
     n: int, group_rows: int, groups_open: int, seed: int
