@@ -41,6 +41,8 @@ class JobContext:
         Compressed bytes a task. Never changes a result.
     reports : dict
         What batch and reduce stages tell of themselves, for the manifest's provenance.
+    codes : dict
+        Columns that were read as codes: name → (rows, codes by rank).
     """
 
     dataset: Dataset
@@ -52,6 +54,7 @@ class JobContext:
     progress: Progress
     task_bytes: int = TASK_BYTES
     reports: dict[str, Any] = field(default_factory=dict)
+    codes: dict[str, tuple[RowSet, npt.NDArray[np.int64]]] = field(default_factory=dict)
 
     def map_rows(
         self,

@@ -13,7 +13,7 @@ from pydantic import Field
 from ..clustering.kmeans import KMeans, assign
 from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
-from ..dataplane.errors import ColumnTypeError, InvalidValueError, SelectionError, needs_extra
+from ..dataplane.errors import ColumnTypeError, InvalidValueError, needs_extra
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import Selection
 from .cluster_batches import make_batches
@@ -70,11 +70,6 @@ class KMeansGroup(GroupStage):
         model = KMeans(
             k=self.k, seed=job.seed, rows_per_center=self.rows_per_center, max_iter=self.max_iter
         )
-        if len(state.rows) < self.k:
-            raise SelectionError(
-                f"k-means was asked for k = {self.k} clusters of {len(state.rows)} rows; choose a "
-                "smaller k."
-            )
         sample = state.rows.keep(model.sample(state.rows.ids()))
         x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns)
         usable = np.isfinite(x).all(axis=1)

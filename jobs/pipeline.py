@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,5 @@ class Pipeline:
                 chunk = stage.reduce(self._job, chunk, epoch)
             if chunk.weights is None and self.weight_semantics is not None:
                 ones = np.ones(len(chunk.rows), dtype=np.float32)
-                chunk = BatchPlan(
-                    chunk.offsets, chunk.rows, ones, chunk.step, chunk.micro, chunk.side
-                )
+                chunk = replace(chunk, weights=ones)
             yield chunk

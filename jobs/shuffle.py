@@ -134,9 +134,13 @@ class _Spread:
 
 
 def _codes(job: JobContext, state: PlanState, column: str) -> npt.NDArray[np.int64]:
-    """Return a number 0…k−1 for the value of each row."""
-    hashes = job.map_rows(f"reading '{column}'", hash_rows, state.rows, [column], column=column)
-    return np.unique(hashes, return_inverse=True)[1]
+    """Return a number 0…k−1 for the value of each row; epochs of the same rows read it once."""
+    rows, codes = job.codes.get(column, (None, None))
+    if codes is None or rows is not state.rows:
+        hashes = job.map_rows(f"reading '{column}'", hash_rows, state.rows, [column], column=column)
+        codes = np.unique(hashes, return_inverse=True)[1]
+        job.codes[column] = (state.rows, codes)
+    return codes
 
 
 def hash_rows(batch: pa.RecordBatch, ids: Any, column: str) -> npt.NDArray[np.uint64]:

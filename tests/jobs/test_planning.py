@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +35,7 @@ from batchloom.jobs import plan, register
 from batchloom.jobs.estimate import estimate
 from batchloom.jobs.methods import METHODS
 from batchloom.jobs.planning import make_spec
+from batchloom.jobs.progress import JsonProgress
 from batchloom.jobs.stages import ReduceStage, SelectStage
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
@@ -166,6 +169,17 @@ def test_a_poor_spread_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     # What is only measured decides nothing.
     unmeasured = plan("shuffle", tmp_path / "data", out=tmp_path / "plain", batch_size=100)
     assert unmeasured.manifest_id == full.manifest_id
+
+
+def test_a_column_is_read_once_for_all_epochs(small: Path, tmp_path: Path) -> None:
+    lines = io.StringIO()
+    plan(
+        "shuffle", small, out=tmp_path / "p", batch_size=50, epochs=3, workers=0,
+        stratify="label", balance="label", progress=JsonProgress(lines),
+    )  # fmt: skip
+    told = [json.loads(line) for line in lines.getvalue().splitlines()]
+    whole = [t for t in told if t.get("step") == "reading 'label'" and t["done"] == ROWS]
+    assert 1 <= len(whole) <= 2  # the one task's line, and the line that closes the one reading
 
 
 def test_kmeans_batches_hold_one_cluster(small: Path, tmp_path: Path) -> None:
