@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dataplane.manifest import Epoch, Manifest
+from ..dataplane.epochs import Epoch
+from ..dataplane.manifest import Manifest
 
 __all__ = ["Difference", "EpochDifference", "diff"]
 
