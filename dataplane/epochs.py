@@ -23,6 +23,8 @@ from .manifest_part import PartReader, block_digest
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn
 
 __all__ = [
+    "LARGEST_CLASSES",
+    "PERMUTATION",
     "WEIGHT_ONE",
     "Epoch",
     "EpochRecord",
@@ -32,6 +34,8 @@ __all__ = [
     "WeightClassRecord",
 ]
 
+PERMUTATION = "feistel8-v1"
+LARGEST_CLASSES = 4  # of weights, in a recipe
 WEIGHT_ONE = 1 << 24  # the integer that stands for a weight of 1 in weight sums
 
 
@@ -53,6 +57,15 @@ class RecipeRecord:
     batch_size: int
     micro_per_step: int
     classes: tuple[WeightClassRecord, ...]
+
+    def __post_init__(self) -> None:
+        if self.permutation != PERMUTATION:
+            raise ValueError(f"a recipe by the permutation '{self.permutation}'")
+        for name in ("rows", "batch_size", "micro_per_step"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"a recipe with {name} = {getattr(self, name)!r}")
+        if not 1 <= len(self.classes) <= LARGEST_CLASSES:
+            raise ValueError(f"a recipe of {len(self.classes)} classes of rows")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RecipeRecord:
@@ -89,7 +102,10 @@ class EpochRecord:
     def from_json(cls, value: Mapping[str, Any]) -> EpochRecord:
         recipe = value.get("recipe")
         made = None if recipe is None else RecipeRecord.from_json(recipe)
-        return known_fields(cls, {**value, "recipe": made})
+        record = known_fields(cls, {**value, "recipe": made})
+        if made is not None and record.micro_batches != -(-record.samples // made.batch_size):
+            raise ValueError(f"a recipe of {record.micro_batches} micro-batches")
+        return record
 
     def to_json(self) -> dict[str, Any]:
         if self.recipe is not None:

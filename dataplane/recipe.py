@@ -27,16 +27,22 @@ import numpy.typing as npt
 
 from .bitmap import Bitmap
 from .epoch_writer import BLOCK_MICRO_BATCHES, BLOCK_ROWS
-from .epochs import WEIGHT_ONE, Epoch, EpochRecord, Occurrences, RecipeRecord
-from .errors import SelectionError
+from .epochs import (
+    LARGEST_CLASSES,
+    PERMUTATION,
+    WEIGHT_ONE,
+    Epoch,
+    EpochRecord,
+    Occurrences,
+    RecipeRecord,
+)
+from .errors import ParameterError, SelectionError
 from .plan import BatchPlan, fold_steps
 from .random import Permutation, Stream
 from .rowset import RowSet
 from .snapshot import Snapshot
 
 __all__ = [
-    "LARGEST_CLASSES",
-    "PERMUTATION",
     "RecipeEpoch",
     "RecipeRows",
     "WeightClass",
@@ -44,8 +50,6 @@ __all__ = [
     "weight_classes",
 ]
 
-PERMUTATION = "feistel8-v1"
-LARGEST_CLASSES = 4
 _AHEAD_ROWS = 1 << 18  # expanded at a time where batches are asked for in order
 
 U64 = npt.NDArray[np.uint64]
@@ -201,6 +205,7 @@ def describe_recipe(
     EpochRecord, list of int
         The record, and the indices of the fragments that hold planned rows.
     """
+    _check(rows, batch_size, micro_per_step)
     n = len(rows.union)
     samples = n // batch_size * batch_size if drop_last else n
     if samples == 0:
@@ -242,6 +247,29 @@ def describe_recipe(
         recipe=RecipeRecord.from_json(recipe),
     )
     return record, _fragments(rows, dropped)
+
+
+def _check(rows: RecipeRows, batch_size: int, micro_per_step: int) -> None:
+    if batch_size < 1 or not 1 <= micro_per_step <= 1 << 16:
+        raise ParameterError(
+            "A recipe's micro-batches must hold at least 1 row, its steps between 1 and 65,536 of "
+            f"them. Got {batch_size} rows and {micro_per_step} instead."
+        )
+    if not 1 <= len(rows.classes) <= LARGEST_CLASSES:
+        raise SelectionError(
+            f"A recipe holds between 1 and {LARGEST_CLASSES} classes of rows. Got "
+            f"{len(rows.classes)} instead."
+        )
+    for c in rows.classes:
+        if not 0 <= c.weight < math.inf:
+            raise SelectionError(
+                f"Weights must be finite and not negative; that of a class is {c.weight}."
+            )
+    known = int(rows.union.fragment_rows().sum())
+    if known != len(rows.union):
+        raise SelectionError(
+            f"{len(rows.union) - known:,} rows of the recipe are in no fragment of the snapshot."
+        )
 
 
 def _weight_sum(rows: RecipeRows, dropped: U64) -> int:

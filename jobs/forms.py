@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..dataplane.epochs import LARGEST_CLASSES
 from ..dataplane.errors import JobSpecError
-from ..dataplane.recipe import LARGEST_CLASSES, WeightClass, weight_classes
+from ..dataplane.recipe import WeightClass, weight_classes
 from .pipeline import Pipeline
 from .spec import JobSpec
 from .stages import BatchStage, PlanState, ReduceStage, Stage
