@@ -107,6 +107,17 @@ class Bitmap:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=stop - first * 64)
         return bits[start - first * 64 :].view(bool)
 
+    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
+        """Return for each row id whether it is in the set; bool, shape (k,)."""
+        word = ids >> np.uint64(6)
+        inside = word < np.uint64(len(self.words))
+        if not inside.all():
+            found = np.zeros(len(ids), dtype=bool)
+            found[inside] = self.holds(ids[inside])
+            return found
+        bits: U64 = self.words[word] >> (ids & np.uint64(63))
+        return (bits & np.uint64(1)).astype(bool)
+
     def chunks(self) -> Iterator[U64]:
         """Yield the row ids, ascending, about a million ids of the range at a time."""
         for start in range(0, len(self.words), _CHUNK_WORDS):

@@ -8,6 +8,7 @@ reader looks at.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -15,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import StorageError
 from .storage import storing
 
-__all__ = ["publish", "replace_file", "staging", "sync_path", "write_synced"]
+__all__ = ["link_or_copy", "publish", "replace_file", "staging", "sync_path", "write_synced"]
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
@@ -55,6 +57,33 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link_or_copy(source: Path, target: Path, sha256: str) -> None:
+    """Give a file of known content a second name, or copy it where no link can be made.
+
+    A copy is hashed while it is written; `StorageError` where it is not what it should be. A target
+    that is there already is left as it is: names of such files are their contents.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except FileExistsError:
+        return
+    except OSError:  # another device, or a file system without links
+        _copy_checked(source, target, sha256)
+
+
+def _copy_checked(source: Path, target: Path, sha256: str) -> None:
+    shutil.copyfile(source, target)
+    with open(target, "rb+") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    if found != sha256:
+        target.unlink()
+        raise StorageError(
+            f"Copying {source} went wrong: expected SHA-256 {sha256}, found {found}. Nothing was "
+            "committed; check the storage, then run the same command again."
+        )
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -66,11 +66,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from .canonical import known_fields
 from .dataset import Dataset, DatasetLike, open_dataset
 from .errors import ManifestCorruptError, ManifestError
 from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
 from .manifest_part import PartReader, PartRecord, block_digest, part_schema
+from .places import Places, find_in_blocks
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn, Unit, WeightSemantics
 from .snapshot import Snapshot
 
@@ -332,6 +336,10 @@ class Epoch:
                 f"steps, the last of them step {self._last_step()}."
             )
         return self.plan(start, stop)
+
+    def find_rows(self, ids: npt.NDArray[np.uint64]) -> Places:
+        """Return where rows stand, in the plan's order; reads every block once."""
+        return find_in_blocks(self.blocks(), ids)
 
     def _last_step(self) -> int:
         return int(self._at(len(self) - 1)[0].step[-1])

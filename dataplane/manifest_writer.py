@@ -22,8 +22,9 @@ from types import TracebackType
 from typing import Any, get_args
 
 from .canonical import digest, plain_json
-from .commit import publish, staging, write_synced
+from .commit import link_or_copy, publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
+from .epoch_count import recount_epoch
 from .epoch_writer import EpochWriter
 from .errors import (
     ManifestConflictError,
@@ -142,6 +143,17 @@ class ManifestWriter:
                 f"Epoch {self._open.number} is still open; leave its 'with' block first."
             )
 
+    def _admitted(self, number: int) -> int:
+        self._refuse_closed()
+        number = operator.index(number)
+        last = self._records[-1].epoch if self._records else -1
+        if number <= last:
+            raise SelectionError(
+                f"Epochs count from 0 and are written in ascending order; {number} came after "
+                f"{last if self._records else 'none'}."
+            )
+        return number
+
     @contextmanager
     def epoch(self, number: int, *, eligible_rows: int | None = None) -> Iterator[None]:
         """Write one epoch, by `append` inside the block; an exception in there drops the epoch.
@@ -153,14 +165,7 @@ class ManifestWriter:
         eligible_rows : int, optional
             Rows that were selected; those that are in no micro-batch are counted as dropped.
         """
-        self._refuse_closed()
-        number = operator.index(number)
-        last = self._records[-1].epoch if self._records else -1
-        if number <= last:
-            raise SelectionError(
-                f"Epochs count from 0 and are written in ascending order; {number} came after "
-                f"{last if self._records else 'none'}."
-            )
+        number = self._admitted(number)
         self._open = epoch = EpochWriter(
             number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
         )
@@ -174,6 +179,34 @@ class ManifestWriter:
             self._open = None
         self._records.append(record)
         self._parts += epoch.parts
+        self._fragments.update(fragments)
+
+    def take_over(self, source: Manifest, number: int) -> None:
+        """Take an epoch of another manifest of the same snapshot over, byte for byte.
+
+        Its parts are linked where the file system can, else copied. Every block is checked first,
+        and what it holds is counted again.
+
+        Raises
+        ------
+        ManifestCorruptError
+            Where the source is damaged.
+        """
+        number = self._admitted(number)
+        if (source.snapshot, source.side_columns) != (self._snapshot, self._side) or (
+            source.weight_semantics != self._identity["weight_semantics"]
+        ):
+            raise SelectionError(
+                f"Epoch {number} of {source.path} cannot be taken over: its snapshot, side columns "
+                "or weights are not those of the manifest being written."
+            )
+        record, fragments = recount_epoch(source, number)
+        parts = [part for part in source.parts if part.epoch == number]
+        with storing("Taking over the parts of an epoch", self._folder):
+            for part in parts:
+                link_or_copy(source.path / part.name, self._folder / part.name, part.sha256)
+        self._records.append(record)
+        self._parts += parts
         self._fragments.update(fragments)
 
     def append(self, plan: BatchPlan) -> None:
