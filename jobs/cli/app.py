@@ -280,7 +280,7 @@ def verify(
     \b
     batchloom verify plan/ --dataset data/
     """
-    from ..verify import verify as verify_plan
+    from ..verifying import verify as verify_plan
 
     found = verify_plan(
         manifest,
