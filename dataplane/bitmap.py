@@ -24,6 +24,7 @@ I64 = npt.NDArray[np.int64]
 
 _BLOCK_WORDS = 8  # 512 ids
 _HINT_BITS = 1024
+_MASK = (1 << 64) - 1
 _CHUNK_WORDS = 1 << 14  # what `chunks` decodes at once: 1 Mi ids
 
 
@@ -48,6 +49,39 @@ class Bitmap:
                 raise RowIdError(f"Row {int(ids.max())} is not below {size}.")
             set_bits(words, ids)
         return cls(words)
+
+    def add(self, ids: U64) -> None:
+        """Set the bits of row ids, before the set is first asked for anything."""
+        set_bits(self.words, ids)
+
+    def contains(self, ids: U64) -> npt.NDArray[np.bool_]:
+        """Return for each row id whether it is in the set; shape (k,)."""
+        word = (ids >> np.uint64(6)).astype(np.int64)
+        inside = word < len(self.words)
+        found = np.zeros(len(ids), dtype=bool)
+        bits = self.words[word[inside]] >> (ids[inside] & np.uint64(63))
+        found[inside] = (bits & np.uint64(1)).astype(bool)
+        return found
+
+    def count(self, start: int, stop: int) -> int:
+        """Return how many of the row ids `start` to `stop` are in the set."""
+        first, last = start // 64, -(-stop // 64)
+        words = self.words[first:last].copy()
+        if not len(words):
+            return 0
+        words[0] &= np.uint64(_MASK << (start % 64) & _MASK)
+        words[-1] &= np.uint64(_MASK >> (-stop % 64))
+        return count_bits(words)
+
+    def ranks(self, ids: U64) -> I64:
+        """Return the rank of each row id of the set: how many are below it; shape (k,)."""
+        word = (ids >> np.uint64(6)).astype(np.int64)
+        ranks = self._before[word // _BLOCK_WORDS].copy()
+        for back in range(1, _BLOCK_WORDS):
+            whole = np.flatnonzero(word % _BLOCK_WORDS >= back)
+            ranks[whole] += np.bitwise_count(self.words[word[whole] - back])
+        below = (np.uint64(1) << (ids & np.uint64(63))) - np.uint64(1)
+        return ranks + np.bitwise_count(self.words[word] & below)
 
     def __len__(self) -> int:
         """Return the number of row ids in the set."""
@@ -80,25 +114,45 @@ class Bitmap:
         return self._select(at)
 
     def _select(self, ranks: I64) -> U64:
-        block = np.searchsorted(self._before, ranks, side="right") - 1
+        block = self._block_of(ranks)
         left = ranks - self._before[block]
-        word = block * _BLOCK_WORDS
-        counts = np.append(np.bitwise_count(self.words).astype(np.int64), 0)
-        moving = np.arange(len(ranks))
-        while moving.size:  # seven times at most: the bit is in one of eight words
-            inside = counts[word[moving]]
-            moving = moving[left[moving] >= inside]
-            left[moving] -= counts[word[moving]]
-            word[moving] += 1
+        words = self._padded_words(block)
+        counts = np.bitwise_count(words).astype(np.int64)
+        ends = np.cumsum(counts, axis=1)
+        inside = (ends <= left[:, None]).sum(axis=1)  # the word, of eight, that holds the bit
+        at = np.arange(len(ranks))
+        left -= ends[at, inside] - counts[at, inside]
+        word = block * _BLOCK_WORDS + inside
+        rest = words[at, inside]
         bits = np.zeros(len(ranks), dtype=np.int64)
-        rest = self.words[word] if len(ranks) else self.words[:0]
         for width in (32, 16, 8, 4, 2, 1):  # halve: is the bit in the lower half?
             low = np.bitwise_count(rest & np.uint64((1 << width) - 1)).astype(np.int64)
             upper = left >= low
             left = np.where(upper, left - low, left)
             rest = np.where(upper, rest >> np.uint64(width), rest)
             bits += np.where(upper, width, 0)
-        return (word * 64 + bits).astype(np.uint64)
+        found: U64 = (word * 64 + bits).astype(np.uint64)
+        return found
+
+    def _block_of(self, ranks: I64) -> I64:
+        """Return the last block with no more set bits before it than each rank."""
+        hint = ranks // _HINT_BITS
+        low: I64 = self._hints[hint]
+        high: I64 = self._hints[hint + 1]
+        while (low < high).any():
+            middle = (low + high + 1) >> 1
+            fits = self._before[middle] <= ranks
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+        return low
+
+    def _padded_words(self, block: I64) -> U64:
+        """Return the eight words of each block, zeros after the last word; shape (k, 8)."""
+        place = block[:, None] * _BLOCK_WORDS + np.arange(_BLOCK_WORDS)
+        if not len(self.words):
+            return np.zeros(place.shape, dtype=np.uint64)
+        words: U64 = self.words[np.minimum(place, len(self.words) - 1)]
+        words[place >= len(self.words)] = 0
+        return words
 
     def inside(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Return for the row ids `start` to `stop` whether they are in the set."""
@@ -106,17 +160,6 @@ class Bitmap:
         words = np.ascontiguousarray(self.words[first : -(-stop // 64)], dtype="<u8")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=stop - first * 64)
         return bits[start - first * 64 :].view(bool)
-
-    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
-        """Return for each row id whether it is in the set; bool, shape (k,)."""
-        word = ids >> np.uint64(6)
-        inside = word < np.uint64(len(self.words))
-        if not inside.all():
-            found = np.zeros(len(ids), dtype=bool)
-            found[inside] = self.holds(ids[inside])
-            return found
-        bits: U64 = self.words[word] >> (ids & np.uint64(63))
-        return (bits & np.uint64(1)).astype(bool)
 
     def chunks(self) -> Iterator[U64]:
         """Yield the row ids, ascending, about a million ids of the range at a time."""

@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .coverage import Coverage
+from .epochs import WEIGHT_ONE, EpochRecord
 from .errors import ManifestCorruptError, RowIdError, SelectionError
-from .manifest import WEIGHT_ONE, EpochRecord, Manifest
 from .manifest_part import block_digest
 from .plan import BatchPlan, SideColumn
 from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
 
 __all__ = ["EpochCounter", "recount", "recount_epoch", "weight_sum"]
 
@@ -188,7 +193,7 @@ def _count_epoch(manifest: Manifest, number: int, advance: Callable[[int], None]
 
 def _compare(manifest: Manifest, counter: EpochCounter) -> EpochRecord:
     said = manifest.records[counter.number]
-    found = counter.record(dropped_rows=said.dropped_rows)
+    found = replace(counter.record(dropped_rows=said.dropped_rows), recipe=said.recipe)
     where = f"{manifest.path}, epoch {counter.number}"
     for name, value in vars(found).items():
         expected = getattr(said, name)

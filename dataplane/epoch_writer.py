@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from .epoch_count import EpochCounter
+from .epochs import EpochRecord
 from .errors import SelectionError, StorageError
-from .manifest import EpochRecord
 from .manifest_part import PartRecord, PartWriter
 from .plan import BatchPlan, SideColumn
 from .snapshot import Snapshot

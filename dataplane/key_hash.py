@@ -26,7 +26,8 @@ _NULL_HASH = np.uint64(0x4E55_4C4C_4E55_4C4C)
 
 def hash_column(array: pa.Array, name: str = "column") -> U64:
     """Return a hash of each value; uint64, shape (rows,)."""
-    return _hashes(array, name, words=1)[0]
+    found: U64 = _hashes(array, name, words=1)[0]
+    return found
 
 
 def hash_column_wide(array: pa.Array, name: str = "column") -> U64:

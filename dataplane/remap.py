@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .rowset import RowSet
 from .snapshot import Snapshot
 
 __all__ = ["GONE", "RowMapping", "remap_rows"]
@@ -47,7 +48,7 @@ def remap_rows(rows: U64, mapping: RowMapping) -> tuple[U64, npt.NDArray[np.bool
         `GONE` where there is none.
     found : bool, shape (n,)
     """
-    known = mapping.old.holds(rows)
+    known = RowSet(mapping.old).contains(rows)
     new = np.full(len(rows), GONE)
     new[known] = mapping.new_ids[mapping.old.positions(rows[known])]
     return new, new != GONE

@@ -133,13 +133,6 @@ class Snapshot:
         slot, offset = self._slot_and_offset(ids)
         return self._filled_index[slot], offset
 
-    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
-        """Return for each row id whether a fragment holds it."""
-        slot = np.searchsorted(self.starts, ids, side="right") - 1
-        if not len(self.stops):
-            return np.zeros(len(ids), dtype=bool)
-        return (slot >= 0) & (ids < self.stops[slot])
-
     def positions(self, ids: U64) -> I64:
         """Return the rank of each row id among the snapshot's ids: its position 0…rows−1.
 

@@ -25,6 +25,7 @@ from ..dataplane.lineage import change_stage
 from ..dataplane.manifest import Manifest
 from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import rows_in_steps
+from ..dataplane.rowset import RowSet
 from .engine import Engine, parse_bytes
 from .key_search import rows_with_keys
 from .keys import file_digest, read_keys_as
@@ -212,7 +213,7 @@ class _Search:
         snapshot = self.parent.snapshot
         if key is None:
             ids = np.unique(np.array(read_keys_as(file, None, None), dtype=np.uint64))
-            which = np.flatnonzero(snapshot.holds(ids))
+            which = np.flatnonzero(RowSet(snapshot).contains(ids))
             count, rows = len(ids), ids[which]
         else:
             count, rows, which = self._by_key(file, key)
@@ -252,7 +253,7 @@ class _Edit:
         if self.steps is not None:
             gone |= rows_in_steps(block, *self.steps)
         if self.named is not None:
-            gone |= self.named.bits.holds(block.rows)
+            gone |= self.named.bits.contains(block.rows)
         return gone
 
     def applied(self, block: BatchPlan) -> tuple[BatchPlan, Mask]:
@@ -265,7 +266,7 @@ class _Edit:
         }
         if self.named is None:
             return report
-        seen = self.named.which[found.rows.holds(self.named.rows)]
+        seen = self.named.which[found.rows.contains(self.named.rows)]
         missing = self.named.count - len(np.unique(seen))
         if missing:
             progress.warn(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataplane.dataset import Dataset, DatasetLike
+from ..dataplane.epochs import Epoch
 from ..dataplane.errors import DatasetChangedError, JobSpecError, SelectionError
 from ..dataplane.manifest import Manifest
 from ..dataplane.plan import BatchPlan, Ragged
+from ..dataplane.rowset import RowSet
 from ..dataplane.series import Plan, Series, open_plan
 from ..dataplane.snapshot import as_row_ids
 from .engine import Engine
@@ -247,17 +249,8 @@ def _trace_rows(
     found: dict[int, list[Occurrence]] = {int(i): [] for i in ids}
     with progress.step("searching", sum(r.samples for r in records.values())) as told:
         for number in epochs:
-            places = plan.epoch(number).find_rows(ids)
-            for k in range(len(places)):
-                found[int(places.rows[k])].append(
-                    Occurrence(
-                        number,
-                        int(places.step[k]),
-                        int(places.micro[k]),
-                        int(places.position[k]),
-                        float(places.weights[k]),
-                    )
-                )
+            for one, place in _occurrences(plan.epoch(number), ids):
+                found[one].append(place)
             told.advance(records[number].samples)
     rows = []
     for one in described:
@@ -267,12 +260,19 @@ def _trace_rows(
     return RowTrace(tuple(epochs), tuple(rows))
 
 
+def _occurrences(epoch: Epoch, ids: U64) -> Iterator[tuple[int, Occurrence]]:
+    for row, index, position in zip(*(c.tolist() for c in epoch.find_rows(ids)), strict=True):
+        batch = epoch[index]
+        weight = 1.0 if batch.weights is None else float(batch.weights[position])
+        yield row, Occurrence(epoch.record.epoch, batch.step, batch.micro, position, weight)
+
+
 def _described(plan: Plan, values: RowValues, ids: U64) -> list[dict[str, Any]]:
     """Describe rows by the newest manifest that knows them."""
     left, described = ids, {}
     members = _members(plan)
     for manifest in members:
-        known = manifest.snapshot.holds(left)
+        known = RowSet(manifest.snapshot).contains(left)
         described.update({d["row"]: d for d in values.describe(manifest, left[known])})
         left = left[~known]
     if len(left):

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.epoch_count import recount
+from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import DatasetChangedError, DatasetError
 from ..dataplane.fragments import content_sha256
-from ..dataplane.manifest import EpochRecord, Manifest
+from ..dataplane.manifest import Manifest
 from ..dataplane.series import Series, open_plan
 from ..dataplane.snapshot import find_deep_hashes
 from .progress import Progress, QuietProgress
@@ -101,7 +102,7 @@ def verify(
         manifests=len(manifests),
         parts=len(parts),
         blocks=sum(len(p.blocks) for p in parts),
-        bytes=sum(p.bytes for p in parts),
+        bytes=sum(m.bytes for m in manifests),
         epochs=sum(len(m.epochs) for m in manifests),
         samples=sum(r.samples for m in manifests for r in m.records.values()),
         recounted=tuple(recounted),
