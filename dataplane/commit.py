@@ -8,6 +8,7 @@ reader looks at.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +20,15 @@ from pathlib import Path
 from .errors import StorageError
 from .storage import storing
 
-__all__ = ["link_or_copy", "publish", "replace_file", "staging", "sync_path", "write_synced"]
+__all__ = [
+    "hold",
+    "link_or_copy",
+    "publish",
+    "replace_file",
+    "staging",
+    "sync_path",
+    "write_synced",
+]
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
@@ -32,9 +41,32 @@ def staging(target: Path) -> Iterator[Path]:
         folder = target.parent / f".{target.name}.staging-{uuid.uuid4().hex[:12]}"
         folder.mkdir()
     try:
-        yield folder
+        with hold(folder):  # so that nobody clears it away while this process lives
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Lock a file or folder (flock); False where another holder has it, or another user.
+
+    The lock goes with the process. Where the file system knows no locks, all have it.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except OSError as error:
+            mine = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield mine
+    finally:
+        os.close(handle)
 
 
 def publish(folder: Path, target: Path) -> bool:

@@ -159,10 +159,10 @@ def recount(
     if planned != fragments:
         index = min(planned ^ fragments)
         label = manifest.snapshot.fragments[index].label
-        says, holds = ("planned", "no row") if index in planned else ("not planned", "rows")
+        rows = ("rows", "none") if index in planned else ("no row", "some")
         raise ManifestCorruptError(
-            f"{manifest.path}: the identity says that fragment {label} is {says}, its blocks hold "
-            f"{holds} of it. {_BY_THE_RULES}"
+            f"{manifest.path}: expected {rows[0]} of fragment {label}, as the identity says; found "
+            f"{rows[1]} in its blocks. {_BY_THE_RULES}"
         )
     return records
 
@@ -199,13 +199,13 @@ def _compare(manifest: Manifest, counter: EpochCounter) -> EpochRecord:
         expected = getattr(said, name)
         if expected is not None and expected != value:
             raise ManifestCorruptError(
-                f"{where}: the identity says {name} = {expected}, its blocks hold {value}. "
-                f"{_BY_THE_RULES}"
+                f"{where}: expected {name.replace('_', ' ')} {expected}, as the identity says; "
+                f"found {value} in its blocks. {_BY_THE_RULES}"
             )
     others = manifest.snapshot.rows - found.distinct_rows
     if not 0 <= said.dropped_rows <= others:
         raise ManifestCorruptError(
-            f"{where}: the identity says dropped_rows = {said.dropped_rows}, and the dataset has "
+            f"{where}: expected dropped rows {said.dropped_rows}, as the identity says; found "
             f"{others} rows beside those planned. {_BY_THE_RULES}"
         )
     return found

@@ -249,8 +249,8 @@ def _trace_rows(
     found: dict[int, list[Occurrence]] = {int(i): [] for i in ids}
     with progress.step("searching", sum(r.samples for r in records.values())) as told:
         for number in epochs:
-            for one, place in _occurrences(plan.epoch(number), ids):
-                found[one].append(place)
+            for row, place in _occurrences(plan.epoch(number), ids):
+                found[row].append(place)
             told.advance(records[number].samples)
     rows = []
     for one in described:
@@ -269,7 +269,8 @@ def _occurrences(epoch: Epoch, ids: U64) -> Iterator[tuple[int, Occurrence]]:
 
 def _described(plan: Plan, values: RowValues, ids: U64) -> list[dict[str, Any]]:
     """Describe rows by the newest manifest that knows them."""
-    left, described = ids, {}
+    left = ids
+    described: dict[int, dict[str, Any]] = {}
     members = _members(plan)
     for manifest in members:
         known = RowSet(manifest.snapshot).contains(left)

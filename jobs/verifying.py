@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..dataplane.dataset import DatasetLike
@@ -54,7 +54,7 @@ class Verified:
     unplanned: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "recounted": [record.to_json() for record in self.recounted]}
 
 
 def verify(
