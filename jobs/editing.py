@@ -144,7 +144,11 @@ def _write(
     ):
         for number in parent.epochs:
             if number in found.left_out:
-                rewrite(writer, parent, number, change.applied, step.advance)
+                record = parent.records[number]
+                selected = record.distinct_rows + record.dropped_rows
+                rewrite(
+                    writer, parent, number, change.applied, step.advance, eligible_rows=selected
+                )
             else:
                 writer.take_over(parent, number)
         return writer.commit(reports={**parent.provenance["reports"], "edit": report})

@@ -102,11 +102,6 @@ def rebind(
     parent = open_parent(path)
     before = parent.open_dataset(old, storage_options=storage_options)
     after = open_dataset(new, since=parent.snapshot, storage_options=storage_options)
-    if after.snapshot == parent.snapshot:
-        raise JobSpecError(
-            f"The new dataset holds the very files that {parent.path} was planned on; there is "
-            "nothing to rebind."
-        )
     engine = Engine(
         scheduler=scheduler,
         workers=workers,
@@ -158,8 +153,22 @@ class _Rebinding:
     def survey(self, missing: Missing) -> Survey:
         """Count the planned rows that are gone; refuse them, or say how many are left out."""
         epochs = self.parent.epochs
+        same = self.after.snapshot == self.parent.snapshot
+
+        def goes(block: BatchPlan) -> Mask:
+            nonlocal same
+            moved, there = self.moved(block)
+            # Files sorted anew in place may keep their size and footer: their ids tell.
+            same = same and np.array_equal(moved.rows, block.rows)
+            return ~there
+
         with self.progress.step("finding rows", planned_rows(self.parent, epochs)) as step:
-            found = survey(self.parent, epochs, lambda b: ~self.moved(b)[1], step.advance)
+            found = survey(self.parent, epochs, goes, step.advance)
+        if same:
+            raise JobSpecError(
+                f"All rows of {self.parent.path} are where they were planned; there is nothing to "
+                "rebind."
+            )
         if not found.left_out:
             return found
         found.refuse_empty(self.parent)
@@ -172,6 +181,12 @@ class _Rebinding:
             )
         self.progress.warn(f"rebind: {gone:,} planned rows are gone and left out.")
         return found
+
+    def _selected(self, number: int, found: Survey) -> int:
+        """Return how many rows of the new dataset were selected, in a micro-batch or not."""
+        record, left = self.parent.records[number], found.left_out.get(number)
+        planned = record.distinct_rows - (0 if left is None else left.distinct_rows)
+        return min(planned + record.dropped_rows, self.after.rows)
 
     def _examples(self, found: Survey) -> str:
         rows = found.rows.select(np.arange(min(_EXAMPLES, len(found.rows))))
@@ -202,5 +217,12 @@ class _Rebinding:
             ) as writer,
         ):
             for number in parent.epochs:
-                rewrite(writer, parent, number, self.moved, step.advance)
+                rewrite(
+                    writer,
+                    parent,
+                    number,
+                    self.moved,
+                    step.advance,
+                    eligible_rows=self._selected(number, found),
+                )
             return writer.commit(reports={**parent.provenance["reports"], "rebind": report})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.bitmap import Bitmap, set_bits
+from ..dataplane.bitmap import Bitmap, count_bits
 from ..dataplane.errors import SelectionError
 from ..dataplane.lineage import FirstChange
 from ..dataplane.manifest import Manifest
@@ -45,13 +45,14 @@ class LeftOut:
 
     Attributes
     ----------
-    rows : int
-        Repeats counted.
+    rows, distinct_rows : int
+        With repeats, and without.
     first_step : int
         Step of the first of them.
     """
 
     rows: int
+    distinct_rows: int
     first_step: int
 
 
@@ -113,21 +114,23 @@ def survey(
         Told how many more rows were looked at.
     """
     left_out: dict[int, LeftOut] = {}
-    rows = Bitmap.of(parent.snapshot.next_row_id, [])
+    everywhere = Bitmap.of(parent.snapshot.next_row_id, [])
     for number in epochs:
+        rows = Bitmap.of(parent.snapshot.next_row_id, [])
         count, first = 0, 0
         for block in parent.epoch(number).blocks():
             gone = np.flatnonzero(goes(block))
             if len(gone):
-                set_bits(rows.words, block.rows[gone])
+                rows.add(block.rows[gone])
                 if not count:
                     batch = np.searchsorted(block.offsets, gone[0], side="right") - 1
                     first = int(block.step[batch])
             count += len(gone)
             advance(len(block.rows))
         if count:
-            left_out[number] = LeftOut(count, first)
-    return Survey(left_out, rows)
+            left_out[number] = LeftOut(count, count_bits(rows.words), first)
+            everywhere.words |= rows.words
+    return Survey(left_out, everywhere)
 
 
 @contextmanager
@@ -178,6 +181,8 @@ def rewrite(
     number: int,
     change: Callable[[BatchPlan], tuple[BatchPlan, Mask]],
     advance: Callable[[int], None],
+    *,
+    eligible_rows: int,
 ) -> None:
     """Write an epoch anew, block by block, without some of its rows.
 
@@ -191,9 +196,11 @@ def rewrite(
         Block → (changed block, which of its rows stay).
     advance : callable
         Told how many more rows were written.
+    eligible_rows : int
+        Rows that were selected, whether they stay or not.
     """
-    record, numbers = parent.records[number], MicroNumbers()
-    with writer.epoch(number, eligible_rows=record.distinct_rows + record.dropped_rows):
+    numbers = MicroNumbers()
+    with writer.epoch(number, eligible_rows=eligible_rows):
         for block in parent.epoch(number).blocks():
             changed, stays = change(block)
             writer.append(numbers.number(keep_rows(changed, stays)))

@@ -89,6 +89,8 @@ def plain_value(value: Any) -> Any:
     Binaries become base64, dates and times ISO 8601, NaN and infinities the strings ``nan``,
     ``inf`` and ``-inf``; what else JSON does not know is written as text.
     """
+    if isinstance(value, np.generic):  # first: numpy's float64 is a float
+        value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -101,6 +103,4 @@ def plain_value(value: Any) -> Any:
         return [plain_value(v) for v in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    if isinstance(value, np.generic):
-        return plain_value(value.item())
     return str(value)

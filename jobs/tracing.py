@@ -28,7 +28,7 @@ from ..dataplane.snapshot import as_row_ids
 from .engine import Engine
 from .key_search import rows_with_keys
 from .keys import cast_keys
-from .progress import Progress, QuietProgress
+from .progress import LogProgress, Progress
 from .row_values import RowValues, plain_value
 
 __all__ = ["FoundRow", "Occurrence", "PlannedRow", "RowTrace", "StepTrace", "TracedBatch", "trace"]
@@ -181,7 +181,7 @@ def trace(
     values = RowValues(data, columns, storage_options)
     if step is not None:
         return _trace_step(plan, values, epoch, step)
-    progress = progress or QuietProgress()
+    progress = progress or LogProgress()
     if key is not None:
         ids = _rows_with_key(plan, values, key, value, progress)
     else:
