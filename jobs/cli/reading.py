@@ -62,7 +62,8 @@ def _print_manifest(manifest: Any, facts: dict[str, Any]) -> None:
         f"{human_bytes(facts['bytes'])}"
     )
     if facts["parent"]:
-        print(f"continues {facts['parent']}")
+        changed = facts["stages"] and facts["stages"][-1]["stage"] in ("edit", "rebind")
+        print(f"{'made from' if changed else 'continues'} {facts['parent']}")
     print_epochs(manifest)
 
 
