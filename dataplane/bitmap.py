@@ -9,7 +9,7 @@ together 0.14 of a bit a row id where half are set. A billion ids take 125 MB an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -115,23 +115,12 @@ class Bitmap:
 
     def _select(self, ranks: I64) -> U64:
         block = self._block_of(ranks)
-        left = ranks - self._before[block]
         words = self._padded_words(block)
-        counts = np.bitwise_count(words).astype(np.int64)
-        ends = np.cumsum(counts, axis=1)
-        inside = (ends <= left[:, None]).sum(axis=1)  # the word, of eight, that holds the bit
-        at = np.arange(len(ranks))
-        left -= ends[at, inside] - counts[at, inside]
-        word = block * _BLOCK_WORDS + inside
-        rest = words[at, inside]
-        bits = np.zeros(len(ranks), dtype=np.int64)
-        for width in (32, 16, 8, 4, 2, 1):  # halve: is the bit in the lower half?
-            low = np.bitwise_count(rest & np.uint64((1 << width) - 1)).astype(np.int64)
-            upper = left >= low
-            left = np.where(upper, left - low, left)
-            rest = np.where(upper, rest >> np.uint64(width), rest)
-            bits += np.where(upper, width, 0)
-        found: U64 = (word * 64 + bits).astype(np.uint64)
+        word, left = _narrowed(np.bitwise_count(words), ranks - self._before[block])
+        eight = words[np.arange(len(ranks)), word].astype("<u8").view(np.uint8).reshape(-1, 8)
+        byte, left = _narrowed(np.bitwise_count(eight), left)
+        bit = _bit_of_rank()[eight[np.arange(len(ranks)), byte], left]
+        found: U64 = ((block * _BLOCK_WORDS + word) * 64 + byte * 8 + bit).astype(np.uint64)
         return found
 
     def _block_of(self, ranks: I64) -> I64:
@@ -171,6 +160,32 @@ class Bitmap:
     def ids(self) -> U64:
         """Return all row ids, ascending."""
         return np.concatenate([np.zeros(0, np.uint64), *self.chunks()])
+
+
+def _narrowed(counts: npt.NDArray[np.uint8], left: I64) -> tuple[I64, I64]:
+    """Find the one of eight pieces that holds a bit, and the set bits before it in there.
+
+    Parameters
+    ----------
+    counts : uint8, shape (k, 8)
+        Set bits of each piece.
+    left : int64, shape (k,)
+        Set bits before the one that is looked for.
+    """
+    ends = np.cumsum(counts, axis=1, dtype=np.int16)
+    piece = (ends <= left[:, None]).sum(axis=1)
+    at = np.arange(len(left))
+    return piece, left - ends[at, piece] + counts[at, piece]
+
+
+@cache
+def _bit_of_rank() -> npt.NDArray[np.int64]:
+    """Return the place of each set bit of every byte; shape (256, 8)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    places = np.zeros((256, 8), dtype=np.int64)
+    for value, row in enumerate(bits):
+        places[value, : row.sum()] = np.flatnonzero(row)
+    return places
 
 
 def set_bits(words: U64, ids: npt.NDArray[np.integer]) -> None:
