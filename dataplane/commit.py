@@ -1,8 +1,15 @@
 """Committing a directory: whole or not at all.
 
 Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
-process that dies leaves the target absent and a ``.<name>.staging-<random>`` directory, which no
-reader looks at.
+process that dies leaves the target absent and one or two dot-directories, which no reader looks at:
+
+``.<name>.staging-<12 hex digits>``
+    What was about to become the target. Never used again.
+``.<name>.work-<12 hex digits>``
+    What a planning job keeps between its stages, named by a digest of the job: the same job goes on
+    from it when it is run again (`jobs.work`).
+
+A process that works in one of them holds a lock on it (`hold`), which ends with the process.
 """
 
 from __future__ import annotations
@@ -51,11 +58,12 @@ def staging(target: Path) -> Iterator[Path]:
 def hold(path: Path) -> Iterator[bool]:
     """Lock a file or folder (flock); False where another holder has it, or another user.
 
-    The lock goes with the process. Where the file system knows no locks, all have it.
+    The lock goes with the process. Where the file system knows no locks, all have it. False also
+    where it was removed before it could be locked.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         yield False
         return
     try:
@@ -64,9 +72,17 @@ def hold(path: Path) -> Iterator[bool]:
             mine = True
         except OSError as error:
             mine = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-        yield mine
+        yield mine and _is_still(path, handle)
     finally:
         os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether an open file has not been removed or replaced since."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def publish(folder: Path, target: Path) -> bool:

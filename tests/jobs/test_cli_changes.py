@@ -70,7 +70,7 @@ def test_long_values_are_shortened_on_the_terminal_only(tmp_path: Path) -> None:
     options = ("trace", tmp_path / "p", "--dataset", tmp_path / "data", "--row", 0)
     lines = text(*options).splitlines()
     assert lines[1] == "  text: long and long and long and long and lon…"
-    assert lines[2] == "  v: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,…"
+    assert lines[2] == "  v: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0…"
     (row,) = result(*options)["rows"]
     assert row["columns"]["text"] == "long  and\n" * 100
     assert len(row["columns"]["v"]) == 100
