@@ -31,6 +31,7 @@ from .engine import Engine, parse_bytes
 from .key_search import keys_in_file, rows_with_keys
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
+from .start import refuse_inside
 
 __all__ = ["edit"]
 
@@ -100,6 +101,7 @@ def edit(
         raise JobSpecError("Step numbers are an epoch's: say with 'epoch' which one to change.")
     if key is not None and (drop is None or data is None):
         raise JobSpecError("'key' says what 'drop' goes by, and its values are read from 'data'.")
+    refuse_inside(out, data)
     parent = open_parent(path)
     epochs = parent.epochs if epoch is None else (parent.epoch(epoch).record.epoch,)
     steps = None if skip_steps is None else _parse_steps(skip_steps)
