@@ -97,3 +97,48 @@ def select_bits(words, before, hints, ranks):  # type: ignore[no-untyped-def]
             width >>= np.uint64(1)
         out[i] = place
     return out
+
+
+@njit(cache=True, inline="always")
+def _word(raw, kind, sign, infinity, last, above):  # type: ignore[no-untyped-def]
+    """Return the unsigned integer in the order of a number; see `radix`."""
+    if kind == 0:
+        return raw
+    if kind == 1:
+        return raw ^ sign
+    below = sign - np.uint64(1)
+    if raw & below > infinity:
+        return last
+    # A branch on the sign would be foreseen half of the time: shift it into all bits instead.
+    negative = np.uint64(np.int64(raw << above) >> np.int64(63))
+    word = raw ^ ((negative & below) | sign)
+    return word + np.uint64(word == below)  # what -0.0 became
+
+
+@njit(cache=True, nogil=True)
+def count_first_digits(raw, kind, sign, infinity, last, shift, counts):  # type: ignore[no-untyped-def]
+    """Count the highest digit of each number's word."""
+    above = np.uint64(64 - 8 * raw.itemsize)
+    for i in range(raw.size):
+        word = _word(np.uint64(raw[i]), kind, sign, infinity, last, above)
+        counts[0, word >> shift] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_digits(  # type: ignore[no-untyped-def]
+    raw, kind, sign, infinity, last, shift, digit, places, prefixes, counts
+):
+    """Count the next digit of the words that begin with one of the ascending prefixes."""
+    above = np.uint64(64 - 8 * raw.itemsize)
+    highest = np.uint64(8 * raw.itemsize - 16)
+    mask = (np.uint64(1) << digit) - np.uint64(1)
+    for i in range(raw.size):
+        word = _word(np.uint64(raw[i]), kind, sign, infinity, last, above)
+        at = np.int64(places[word >> highest])
+        if at >= 0:
+            rest = word >> shift
+            prefix = rest >> digit
+            while at < prefixes.size and prefixes[at] < prefix:
+                at += 1
+            if at < prefixes.size and prefixes[at] == prefix:
+                counts[at, rest & mask] += 1
