@@ -11,7 +11,8 @@ Flood, OOPSLA 2014), all modulo 2**64::
     key  = mix(mix(base + counter * G))
 
 **Choice** of exactly n of N: the n rows with the smallest keys, no two of which are equal, since
-row ids are not. See `choose` and, for rows in parts, `cuts.CutSearch` over the keys.
+row ids are not: those up to the `sketch.RankSearch.bound` of rank n, which rows in parts find too.
+See `choose`.
 
 **Permutation** π of n positions: below 65,536 a stable argsort of the keys of the positions;
 otherwise ``feistel8-v1``: a generalised Feistel network over Z_a × Z_b with a = ceil(sqrt(n)),
@@ -35,8 +36,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiled import compiled_kernels
-from .cuts import keep_smallest
 from .errors import ParameterError
+from .sketch import RankSearch
 
 __all__ = [
     "SMALL_PERMUTATION",
@@ -178,7 +179,18 @@ def choose(
     bool, shape (N,)
     """
     ids = np.asarray(ids, dtype=np.uint64)
-    return keep_smallest(keys(seed, stream, epoch, ids), n, ids=ids)
+    if not 0 <= n <= ids.size:
+        raise ParameterError(f"Cannot choose {n} of {ids.size} rows.")
+    if n == 0:
+        return np.zeros(ids.size, dtype=bool)
+    row_keys = keys(seed, stream, epoch, ids)
+    search = RankSearch(np.uint64, lambda _: [n])
+    while search.next is not None and search.bound is None:
+        search.narrow(search.next.count(row_keys))
+    if search.bound is None:
+        raise ParameterError("Some row ids are the same; give each row its own.")
+    kept: npt.NDArray[np.bool_] = row_keys <= np.uint64(search.bound)
+    return kept
 
 
 # --- permutation ----------------------------------------------------------------------------------

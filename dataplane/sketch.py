@@ -262,7 +262,12 @@ class RankSearch:
 
     @property
     def bound(self) -> int | None:
-        """A word that exactly as many values as the one rank do not exceed, once one is known."""
+        """A word that exactly so many values as the one rank do not exceed, once one is known.
+
+        Where values are seldom equal it is known before the last pass.
+        """
+        if len(self._wanted) != 1:
+            return None
         (wanted,) = self._wanted
         if wanted.inside < wanted.held:
             return None

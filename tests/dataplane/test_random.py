@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from batchloom.dataplane import compiled
 from batchloom.dataplane import random as subject
-from batchloom.dataplane.cuts import CutSearch
 from batchloom.dataplane.errors import ParameterError
 from batchloom.dataplane.random import (
     Permutation,
@@ -21,6 +20,7 @@ from batchloom.dataplane.random import (
     mix64,
     uniform,
 )
+from batchloom.dataplane.sketch import RankSearch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,11 +233,11 @@ def test_a_choice_does_not_depend_on_the_order_of_the_ids(rng: object, n: int) -
 )
 def test_parts_find_the_same_choice(cuts: list[int], n: int, seed: int) -> None:
     parts = np.split(np.arange(400, dtype=np.uint64), cuts)
-    search = CutSearch(np.uint64, n)
-    while search.next is not None:
+    search = RankSearch(np.uint64, lambda _: [n])
+    while search.bound is None:
+        assert search.next is not None
         search.narrow(sum(search.next.count(keys(seed, 1, 0, p)) for p in parts))
-    assert search.cut is not None
-    kept = np.concatenate([search.cut.keeps(keys(seed, 1, 0, p)) for p in parts])
+    kept = np.concatenate([keys(seed, 1, 0, p) <= np.uint64(search.bound) for p in parts])
     assert kept.tolist() == choose(n, np.concatenate(parts), seed=seed, stream=1).tolist()
 
 
@@ -245,6 +245,16 @@ def test_parts_find_the_same_choice(cuts: list[int], n: int, seed: int) -> None:
 def test_a_choice_beyond_the_rows_is_refused(n: int) -> None:
     with pytest.raises(ParameterError, match=f"Cannot choose {n} of 10 rows"):
         choose(n, np.arange(10), seed=0, stream=1)
+
+
+def test_a_choice_among_equal_row_ids_is_refused() -> None:
+    ids = np.array([4, 9, 4], dtype=np.uint64)
+    kept = [choose(n, ids, seed=0, stream=1).tolist() for n in (0, 3)]
+    assert kept == [[False] * 3, [True] * 3]
+    alone = 1 if keys(0, 1, 0, ids)[1] < keys(0, 1, 0, ids)[0] else 2
+    assert choose(alone, ids, seed=0, stream=1).sum() == alone
+    with pytest.raises(ParameterError, match="Some row ids are the same"):
+        choose(3 - alone, ids, seed=0, stream=1)
 
 
 def test_choosing_of_nothing() -> None:
