@@ -4,10 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from batchloom.dataplane import compiled
 from batchloom.dataplane.cuts import CutSearch, keep_largest, keep_smallest
 from batchloom.dataplane.errors import InvalidValueError, ParameterError
 from batchloom.dataplane.random import keys
+from batchloom.tests.dataplane.helpers import use_form
 from batchloom.tests.dataplane.test_sketch import DTYPES, Array, hard_losses
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,10 +43,10 @@ def kept_of(x: Array, ties: Array, k: int, parts: list[Array], *, largest: bool)
     st.integers(0, 50),
     st.booleans(),
     st.sampled_from(["id", "key", "u4", "i8"]),
-    st.booleans(),
+    st.sampled_from(["numpy", "numba"]),
 )
 def test_any_cut_of_any_parts(
-    x: Array, cuts: list[int], k: int, largest: bool, by: str, with_numba: bool
+    x: Array, cuts: list[int], k: int, largest: bool, by: str, form: str
 ) -> None:
     ids = np.arange(len(x), dtype=U64) * U64(3)
     ties = {"id": ids, "key": keys(5, 1, 0, ids), "u4": ids.astype("u4"),
@@ -54,8 +54,7 @@ def test_any_cut_of_any_parts(
     k = min(k, int((~np.isnan(x)).sum()))
     places = np.split(np.arange(len(x)), [min(c, len(x)) for c in cuts])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCHLOOM_NUMBA", str(int(with_numba)))
-        patch.setattr(compiled, "_COMPILED_FROM", 0)
+        use_form(patch, form)
         found = kept_of(x, ties, k, places[::-1], largest=largest)
         whole = (keep_largest if largest else keep_smallest)(x, k, ties=ties, on_invalid="drop")
     assert found == plain_cut(x, ties, k, largest)

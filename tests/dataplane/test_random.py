@@ -21,6 +21,7 @@ from batchloom.dataplane.random import (
     uniform,
 )
 from batchloom.dataplane.sketch import RankSearch
+from batchloom.tests.dataplane.helpers import use_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_numba_and_numpy_give_the_same_bits(size: int, monkeypatch: pytest.Monke
     order = Permutation(10**9 + 7, seed=5, epoch=2)
     places = ids % np.uint64(order.n)
     monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
+    monkeypatch.setattr(compiled, "_COMPILED_ONCE_LOADED", 200_000)
     assert (compiled.compiled_kernels(size) is not None) == (size >= 200_000)
     with_numba = keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)
     monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
@@ -279,8 +281,7 @@ def test_every_small_permutation_is_one(branch: str, monkeypatch: pytest.MonkeyP
 
 def test_every_small_compiled_permutation_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "SMALL_PERMUTATION", 0)
-    monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
-    monkeypatch.setattr(compiled, "_COMPILED_FROM", 0)
+    use_form(monkeypatch, "numba")
     for n in range(1, 2001):
         seen = np.zeros(n, dtype=bool)
         seen[Permutation(n, seed=n % 7, epoch=n % 3)[:]] = True

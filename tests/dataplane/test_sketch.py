@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchloom.dataplane import compiled
 from batchloom.dataplane.errors import DatasetChangedError, InvalidValueError, ParameterError
 from batchloom.dataplane.sketch import (
     Pass,
@@ -15,6 +14,7 @@ from batchloom.dataplane.sketch import (
     quantile_rank,
     quantiles,
 )
+from batchloom.tests.dataplane.helpers import use_form
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
@@ -77,14 +77,13 @@ def test_quantiles_are_inverted_cdf_of_numpy(form: str) -> None:
     st.sampled_from(DTYPES).flatmap(lambda d: nst.arrays(d, st.integers(1, 60))),
     st.lists(st.integers(0, 60), max_size=5).map(sorted),
     st.randoms(use_true_random=False),
-    st.booleans(),
+    st.sampled_from(["numpy", "numba"]),
 )
-def test_every_rank_of_any_parts(x: Array, cuts: list[int], rng: Any, with_numba: bool) -> None:
+def test_every_rank_of_any_parts(x: Array, cuts: list[int], rng: Any, form: str) -> None:
     parts = np.split(x, [min(c, len(x)) for c in cuts])
     rng.shuffle(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCHLOOM_NUMBA", str(int(with_numba)))
-        patch.setattr(compiled, "_COMPILED_FROM", 0)
+        use_form(patch, form)
         search, _ = search_all(x.dtype, lambda n: range(1, n + 1), parts)
     expected = np.sort(x[~np.isnan(x)])
     assert search.nan == len(x) - len(expected)
@@ -94,7 +93,6 @@ def test_every_rank_of_any_parts(x: Array, cuts: list[int], rng: Any, with_numba
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u2", "i1", "f2"])
 def test_both_forms_count_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_COMPILED_FROM", 0)
     width = np.dtype(dtype).itemsize
     draw = np.random.default_rng(1)
     x = draw.integers(0, 256, 300_000 * width, dtype=np.uint8).view(dtype)  # NaN of all kinds
@@ -103,9 +101,9 @@ def test_both_forms_count_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) 
     search = RankSearch(dtype, wanted)
     while search.next is not None:
         step = search.next
-        monkeypatch.setenv("BATCHLOOM_NUMBA", "1")
+        use_form(monkeypatch, "numba")
         fast = step.count(x)
-        monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
+        use_form(monkeypatch, "numpy")
         assert fast.tobytes() == step.count(x).tobytes()
         assert fast.dtype == np.int64
         search.narrow(fast)
