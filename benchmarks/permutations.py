@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from batchloom.dataplane.random import Permutation
 from harness import best, interleaved, load, run_fresh
@@ -98,8 +96,7 @@ def _by_numpy() -> None:
 
 def selected(bench: Bench, rows: int) -> None:
     """Find the row ids of a shuffle of half of the rows, a stretch of the order at a time."""
-    measure = partial(run_fresh, _SELECTED)
-    cpu, index, peak = measure(rows, CHUNK, bench.sizes.rounds)
+    cpu, index, peak = run_fresh(_SELECTED, rows, CHUNK, bench.sizes.rounds)
     rate = CHUNK / cpu / 1e6
     bench.add(
         f"shuffle half of {rows:,} rows through a bitmap",
