@@ -23,7 +23,11 @@ n, count, rounds = map(int, sys.argv[1:4])
 places = np.random.default_rng(0).integers(0, n, count, dtype=np.uint64)
 Permutation(n, seed=1).at(places)
 before = peak_rss()
-(costs,) = interleaved(rounds, lambda: Permutation(n, seed=2).at(places))
+
+def found():
+    Permutation(n, seed=2).at(places)
+
+(costs,) = interleaved(rounds, found)
 print(json.dumps([best(costs).own, peak_rss() - before]))
 """
 
@@ -44,7 +48,7 @@ starts = draw.integers(0, len(bits) - count, 64).tolist()
 
 def rows():
     start = starts.pop()
-    return bits.select(order[start : start + count])
+    bits.select(order[start : start + count])
 
 (costs,) = interleaved(rounds, rows)
 print(json.dumps([best(costs).own, index, peak_rss()]))

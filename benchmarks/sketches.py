@@ -22,7 +22,6 @@ __all__ = ["sketch"]
 
 SHARES = (0.01, 0.5, 0.99)
 WORKERS = 2
-COUNTED = 1 << 18  # rows at once
 
 
 def scan_job(dataset: Dataset, engine: Engine) -> list[Any]:
@@ -37,7 +36,7 @@ def plain_loop(files: list[Path]) -> list[Any]:
         counts = np.zeros(step.shape, np.int64)
         for path in files:
             with pq.ParquetFile(path, memory_map=True) as file:
-                for batch in file.iter_batches(COUNTED, columns=["loss"], use_threads=False):
+                for batch in file.iter_batches(65_536, columns=["loss"], use_threads=False):
                     step.count(as_numpy(batch.column(0)), into=counts)
         search.narrow(counts)
     return [f.value for f in search.found]

@@ -104,6 +104,12 @@ class Pass:
         """Of the counts: (prefixes, values of the digit)."""
         return len(self.prefixes), 1 << self.digit
 
+    def nan(self, counts: I64) -> int:
+        """Return how many NaN are in the counts of a first pass."""
+        if self.known or self._order.kind != FLOAT:
+            return 0
+        return int(counts[0, -1])  # the bin of the last word, where nothing else is
+
     @property
     def _order(self) -> Order:
         return order_of(np.dtype(self.dtype))
@@ -229,17 +235,17 @@ class RankSearch:
         if done is None or counts.shape != done.shape:
             raise ParameterError("These are not the counts of the pass that comes next.")
         if not done.known:
-            counts = self._begin(counts)
+            counts = self._begin(counts, done.nan(counts))
         at = {prefix: row for row, prefix in enumerate(done.prefixes)}
         self._wanted = [w.narrowed(counts[at[w.prefix]], done.digit) for w in self._wanted]
         self._go_on(done.known + done.digit)
         return self.next
 
-    def _begin(self, counts: I64) -> I64:
-        if self._order.kind == FLOAT:
-            self.nan = int(counts[0, -1])  # the bin of the last word, where nothing else is
+    def _begin(self, counts: I64, nan: int) -> I64:
+        if nan:
             counts = counts.copy()
-            counts[0, -1] = 0
+            counts[0, -1] -= nan
+        self.nan = nan
         self.size = int(counts.sum())
         ranks = [int(rank) for rank in self._ranks(self.size)]
         for rank in ranks:

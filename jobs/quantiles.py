@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataplane.columns import as_numpy, numpy_type
+from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset, ScanPart, scan_fragment
 from ..dataplane.errors import ColumnTypeError, OnInvalid, ParameterError
 from ..dataplane.sketch import Pass, RankSearch, quantile_rank
@@ -31,7 +32,6 @@ __all__ = ["ColumnQuantiles", "Quantile", "count_pass", "scan_quantiles"]
 I64 = npt.NDArray[np.int64]
 
 _MOST = 100  # quantiles a column: each takes half a megabyte of a worker
-_CHUNK_ROWS = 1 << 18  # counted at once: the compiled loop is worth it, and they stay in the cache
 _SHOWN = 6  # row ids that a message can need
 
 
@@ -217,6 +217,7 @@ def count_pass(
     task: ScanTask, passes: dict[str, Pass], schema: pa.Schema
 ) -> dict[str, tuple[Packed, _Invalid]]:
     """Count a task's columns; runs on workers."""
+    compiled_kernels(task.rows)  # loaded here where they pay, they count small batches too
     counters = {name: _Counter(name, pass_) for name, pass_ in passes.items()}
     for ref in task.refs:
         for part in scan_fragment(ref, list(passes), schema):
@@ -225,44 +226,30 @@ def count_pass(
     return {name: counter.finish() for name, counter in counters.items()}
 
 
-def _invalid_rows(array: pa.Array, values: npt.NDArray[Any], first_row_id: int) -> _Invalid:
-    """Find the nulls of an array, and the NaN among its other values."""
-    nan = np.isnan(values) if values.dtype.kind == "f" else np.zeros(0, bool)
-    rows = array.null_count + int(np.count_nonzero(nan))
-    if not rows:
-        return _Invalid()
-    bad = ~as_numpy(array.is_valid())
-    bad[np.flatnonzero(~bad)[np.flatnonzero(nan)]] = True
-    places = np.flatnonzero(bad)[:_SHOWN] + first_row_id
-    return _Invalid(rows, tuple(places.tolist()))
-
-
 class _Counter:
-    """One pass over a column, in chunks that are large enough for the compiled loop."""
+    """One pass over a column."""
 
     def __init__(self, name: str, pass_: Pass) -> None:
         self._name, self._pass = name, pass_
         self._counts = np.zeros(pass_.shape, np.int64)
-        self._held: list[npt.NDArray[Any]] = []
-        self._rows = 0
         self._invalid = _Invalid()
 
     def add(self, part: ScanPart) -> None:
         array = part.batch.column(self._name)
         values = as_numpy(array.drop_null() if array.null_count else array, self._name)
-        if not self._pass.known:
+        before = self._pass.nan(self._counts)
+        self._pass.count(values, into=self._counts)
+        if not self._pass.known and (array.null_count or self._pass.nan(self._counts) > before):
             bad = _invalid_rows(array, values, part.first_row_id)
             self._invalid = self._invalid.plus(bad)
-        self._held.append(values)
-        self._rows += len(values)
-        if self._rows >= _CHUNK_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            self._pass.count(np.concatenate(self._held), into=self._counts)
-        self._held, self._rows = [], 0
 
     def finish(self) -> tuple[Packed, _Invalid]:
-        self._flush()
         return Packed.pack(self._counts), self._invalid
+
+
+def _invalid_rows(array: pa.Array, values: npt.NDArray[Any], first_row_id: int) -> _Invalid:
+    """Find the nulls of an array, and the NaN among its other values."""
+    bad = ~as_numpy(array.is_valid())
+    bad[np.flatnonzero(~bad)[np.isnan(values)]] = True
+    places = np.flatnonzero(bad) + first_row_id
+    return _Invalid(len(places), tuple(places[:_SHOWN].tolist()))
