@@ -1,4 +1,4 @@
-"""Committing a directory: whole or not at all.
+"""Committing a local directory: whole or not at all. (`targets` has stores, too.)
 
 Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
 process that dies leaves the target absent and a ``.<name>.staging-<random>`` directory, which no
@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .storage import storing
+from .objects import put
+from .storage import Location, storing
 
-__all__ = ["publish", "replace_file", "staging", "sync_path", "write_synced"]
+__all__ = ["publish", "replace_file", "staging", "sync_path", "write_file", "write_synced"]
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
@@ -66,6 +67,20 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         staged.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def write_file(location: Location, data: bytes, what: str) -> None:
+    """Write a file or object whole or not at all, over what is there; its folder is made.
+
+    `what` begins the sentence of an error: "Writing the snapshot".
+    """
+    if not location.is_local:
+        put(location, data)
+        return
+    path = Path(location.path)
+    with storing(what, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
 
 
 def sync_path(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class EpochWriter:
     schema : pyarrow.Schema
         Of the parts.
     side : sequence of SideColumn
+    take : callable
+        Told of each part that is finished.
 
     Attributes
     ----------
@@ -59,11 +61,12 @@ class EpochWriter:
         snapshot: Snapshot,
         schema: pa.Schema,
         side: Sequence[SideColumn],
+        take: Callable[[Path], None],
     ) -> None:
         self.number = number
         self.parts: list[PartRecord] = []
         self._folder, self._first_part = folder, first_part
-        self._schema, self._side = schema, side
+        self._schema, self._side, self._take = schema, side, take
         self._coverage = Coverage(snapshot)
         self._part: PartWriter | None = None
         self._pending: list[BatchPlan] = []
@@ -169,6 +172,7 @@ class EpochWriter:
         if self._part is not None:
             self.parts.append(self._part.finish(self.number))
             self._part = None
+            self._take(self._folder / self.parts[-1].name)
 
     # --- end --------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ __all__ = [
     "ManifestVersionError",
     "MissingColumnError",
     "MissingExtraError",
+    "MissingFileError",
     "ParameterError",
     "ResumeMismatchError",
     "RowIdError",
@@ -68,6 +69,10 @@ class StorageError(BatchloomError, OSError):
 
 class DatasetError(BatchloomError):
     """A dataset cannot be opened as it was named."""
+
+
+class MissingFileError(DatasetError):
+    """There is no file or directory of that name."""
 
 
 class FragmentCorruptError(DatasetError):

@@ -70,9 +70,11 @@ from .canonical import known_fields
 from .dataset import Dataset, DatasetLike, open_dataset
 from .errors import ManifestCorruptError, ManifestError
 from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
-from .manifest_part import PartReader, PartRecord, block_digest, part_schema
+from .manifest_part import PartRecord, block_digest, part_schema
+from .part_reader import PartReader, open_parts
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn, Unit, WeightSemantics
 from .snapshot import Snapshot
+from .storage import Location, locate
 
 __all__ = ["HEADER", "SCHEMA_VERSION", "Epoch", "EpochRecord", "Manifest"]
 
@@ -108,7 +110,10 @@ class Manifest:
 
     Attributes
     ----------
-    path : Path
+    path : Path or str
+        As it was opened; the text of a URI.
+    location : Location
+        Where its files are.
     manifest_id : str
     identity, provenance : dict
     snapshot : Snapshot
@@ -117,8 +122,9 @@ class Manifest:
     weight_semantics : {'importance', 'cluster'} or None
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | str, location: Location, header: Mapping[str, Any]) -> None:
         self.path = path
+        self.location = location
         self.manifest_id: str = header["manifest_id"]
         self.identity: dict[str, Any] = header["identity"]
         self.provenance: dict[str, Any] = header["provenance"]
@@ -132,38 +138,45 @@ class Manifest:
         self.records = {record.epoch: record for record in records}
         self.parts = [PartRecord.from_json(p) for p in self.provenance["parts"]]
         schema = part_schema(self.weight_semantics is not None, self.side_columns)
-        self._readers = [PartReader(path / p.name, p, schema) for p in self.parts]
+        self._readers = open_parts(self.location, self.parts, schema)
         listed: Counter[int] = Counter()
         for part in self.parts:
             listed[part.epoch] += part.micro_batches
         for record in records:
             if listed[record.epoch] != record.micro_batches:
                 raise ManifestCorruptError(
-                    f"{path / HEADER}, epoch {record.epoch}: expected {record.micro_batches} "
-                    f"micro-batches, the parts list {listed[record.epoch]}. Plan anew."
+                    f"{location.join(HEADER)}, epoch {record.epoch}: expected "
+                    f"{record.micro_batches} micro-batches, the parts list "
+                    f"{listed[record.epoch]}. Plan anew."
                 )
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, verify: Literal["header", "all"] = "header"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: Literal["header", "all"] = "header",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Open a manifest directory.
 
         Parameters
         ----------
-        path : path
+        path : path or URI
         verify : {'header', 'all'}
             ``'header'`` checks the header and the parts' frames, blocks when they are touched;
             ``'all'`` checks every byte now.
+        storage_options : mapping, optional
+            Options of the filesystem (credentials, endpoints), for a URI.
 
         Raises
         ------
-        ManifestCorruptError, ManifestVersionError, ManifestError
+        ManifestCorruptError, ManifestVersionError, ManifestError, StorageError
         """
-        folder = Path(path)
-        header = read_header(folder)
-        with malformed(folder / HEADER):
-            manifest = cls(folder, header)
+        location = locate(path, storage_options)
+        header = read_header(location)
+        with malformed(location):
+            manifest = cls(location.as_named(path), location, header)
         if verify == "all":
             manifest.verify()
         return manifest
@@ -336,7 +349,7 @@ class Epoch:
     def _last_step(self) -> int:
         return int(self._at(len(self) - 1)[0].step[-1])
 
-    def check_digest(self, path: Path) -> None:
+    def check_digest(self, path: Path | str) -> None:
         """Recompute the logical digest."""
         hasher = hashlib.sha256()
         for block in self.blocks():

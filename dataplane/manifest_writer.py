@@ -17,28 +17,20 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 from .canonical import digest, plain_json
-from .commit import publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_writer import EpochWriter
-from .errors import (
-    ManifestConflictError,
-    ManifestError,
-    ParameterError,
-    SelectionError,
-    StorageError,
-)
+from .errors import ManifestConflictError, ManifestError, ParameterError, SelectionError
 from .manifest import EpochRecord, Manifest, records_to_json
-from .manifest_header import FORMAT, HEADER, SCHEMA_VERSION, header_bytes
+from .manifest_header import FORMAT, SCHEMA_VERSION, header_bytes
 from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
 from .random import checked_seed
 from .snapshot import Snapshot
-from .storage import storing
+from .targets import Target, target_at
 
 __all__ = ["ManifestWriter"]
 
@@ -48,7 +40,7 @@ class ManifestWriter:
 
     Parameters
     ----------
-    target : path
+    target : path, URI or Target
         Directory to make.
     snapshot : Snapshot
         The dataset's fragment table; every planned row must be in it.
@@ -64,11 +56,18 @@ class ManifestWriter:
         Id of the manifest that this one continues; digest of the signals used.
     deep_hashes : mapping, optional
         SHA-256 of the dataset's files by fragment label.
+    storage_options : mapping, optional
+        Options of the target's filesystem, for a URI.
+
+    Raises
+    ------
+    ManifestConflictError, StorageError
+        Where the target holds something else, or cannot be committed to.
     """
 
     def __init__(
         self,
-        target: str | os.PathLike[str],
+        target: str | os.PathLike[str] | Target,
         *,
         snapshot: Snapshot,
         stages: Sequence[Mapping[str, Any]] = (),
@@ -79,10 +78,11 @@ class ManifestWriter:
         parent: str | None = None,
         signals: str | None = None,
         deep_hashes: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.target = Path(target)
-        self._place = Path(os.path.realpath(target))  # a link may name it; renames must not hit it
-        refuse_foreign_target(self._place)
+        made = target if isinstance(target, Target) else target_at(target, storage_options)
+        self._target, self.target = made, made.given
+        self._target.prepare()
         _refuse_unknown("unit", unit, get_args(Unit))
         _refuse_unknown("weight_semantics", weight_semantics, (None, *get_args(WeightSemantics)))
         if len({c.name for c in side}) < len(side):
@@ -113,7 +113,8 @@ class ManifestWriter:
         self._fragments: set[int] = set()
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
-        self._folder = self._cleanup.enter_context(staging(self._place))
+        self._folder = self._cleanup.enter_context(self._target.scratch())
+        self._cleanup.callback(self._target.close)
 
     def __enter__(self) -> ManifestWriter:
         return self
@@ -162,7 +163,13 @@ class ManifestWriter:
                 f"{last if self._records else 'none'}."
             )
         self._open = epoch = EpochWriter(
-            number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
+            number,
+            self._folder,
+            len(self._parts),
+            self._snapshot,
+            self._schema,
+            self._side,
+            self._target.take,
         )
         try:
             yield
@@ -221,63 +228,33 @@ class ManifestWriter:
             "reports": plain_json(reports or {}, "reports", non_finite=True),
             "parts": records_to_json(self._parts),
         }
-        header = header_bytes(identity, provenance)
-        with storing("Writing the manifest's header", self._folder):
-            if self._deep_hashes is not None:
-                write_deep_hashes(self._folder, self._deep_hashes)
-            write_synced(self._folder / HEADER, header)
-        if not publish(self._folder, self._place):
+        if self._deep_hashes is not None:
+            write_deep_hashes(self._folder, self._deep_hashes)
+        if not self._target.publish(self._folder, header_bytes(identity, provenance)):
             self._accept_existing(identity)
         self.abandon()
-        return Manifest.open(self.target)
+        return self._committed()
+
+    def _committed(self) -> Manifest:
+        return Manifest.open(self.target, storage_options=self._target.location.options)
 
     def _accept_existing(self, identity: Mapping[str, Any]) -> None:
-        refuse_foreign_target(self._place)
-        mine, there = digest(identity), Manifest.open(self.target).manifest_id
+        self._target.refuse_foreign()
+        mine, there = digest(identity), self._committed().manifest_id
         if mine != there:
             raise ManifestConflictError(
                 f"{self.target} holds another manifest: expected id {mine}, found {there}. "
                 "Choose another target, or remove that one first."
             )
-        if self._deep_hashes is not None and find_deep_hashes(self._place) is None:
-            write_deep_hashes(self._place, self._deep_hashes)
+        place = self._target.location
+        if self._deep_hashes is not None and find_deep_hashes(place) is None:
+            write_deep_hashes(place, self._deep_hashes)
 
 
 def _refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
         choices = ", ".join(repr(k) for k in known)
         raise ParameterError(f"A manifest's '{name}' must be one of {choices}. Got {value!r}.")
-
-
-def refuse_foreign_target(target: Path) -> None:
-    """Raise `ManifestConflictError` where the target holds something that is no manifest."""
-    with storing("Looking at the target", target):
-        if target.exists() and not target.is_dir():
-            raise ManifestConflictError(f"{target} is a file; choose another target.")
-        if not target.is_dir() or (target / HEADER).exists():
-            return
-        if any(target.iterdir()):
-            raise ManifestConflictError(
-                f"{target} holds other files and no manifest; choose another target."
-            )
-        if os.path.ismount(target):
-            raise ManifestConflictError(
-                f"{target} is a mount point, which no rename can replace; choose a folder in it."
-            )
-
-
-def check_space(folder: Path, bytes_needed: int) -> None:
-    """Raise `StorageError` where the disk has no room for what is about to be written."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    status = os.statvfs(there)
-    free = status.f_bavail * status.f_frsize
-    if status.f_blocks and bytes_needed > free:
-        raise StorageError(
-            f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
-            "Free some space or choose another target; nothing was written."
-        )
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
 from ..dataplane.snapshot import write_deep_hashes
+from ..dataplane.storage import locate
 from .engine import Engine
 from .hashing import hash_dataset
 from .progress import Progress, QuietProgress
@@ -51,7 +52,7 @@ class ScanResult:
 
     dataset: Dataset
     columns: tuple[ColumnStatistics, ...]
-    deep_file: Path | None = None
+    deep_file: Path | str | None = None
 
     def to_json(self) -> dict[str, Any]:
         snapshot = self.dataset.snapshot
@@ -81,9 +82,9 @@ def scan(
     Parameters
     ----------
     data : path, URI, list or mapping
-    since : path, optional
+    since : path or URI, optional
         Snapshot or manifest whose row ids are kept.
-    out : path, optional
+    out : path or URI, optional
         Snapshot file to write.
     deep : bool
         Hash the files' bytes too; written as ``deep-<sha256>.json`` beside `out`.
@@ -97,10 +98,10 @@ def scan(
     columns = scan_statistics(dataset, engine, progress) if statistics else ()
     deep_file = None
     if out is not None:
-        dataset.snapshot.save(out)
+        dataset.snapshot.save(out, storage_options=storage_options)
         if deep:
             hashes = hash_dataset(dataset, engine, progress)
-            deep_file = write_deep_hashes(Path(out).parent, hashes)
+            deep_file = write_deep_hashes(locate(out, storage_options).parent(), hashes)
     return ScanResult(dataset, columns, deep_file)
 
 

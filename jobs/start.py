@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import JobSpecError, SelectionError
-from ..dataplane.manifest_writer import refuse_foreign_target
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
 from ..dataplane.storage import locate
+from ..dataplane.targets import Target, target_at
 from .spec import JobSpec
 from .stages import Stage
 
@@ -23,9 +23,9 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     """Return the dataset, and the first row id that counts as added where only those are wanted."""
     since: Snapshot | None = None
     if spec.since is not None:
-        since = Snapshot.load(spec.since)
+        since = Snapshot.load(spec.since, storage_options=spec.storage_options)
     elif spec.series and spec.snapshot is None:
-        series = Series(spec.out)
+        series = Series(spec.out, storage_options=spec.storage_options)
         since = series.members[-1].snapshot if series.ranges else None
     dataset = open_dataset(
         spec.dataset,
@@ -63,28 +63,27 @@ def check_job(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> None:
     dataset.check_columns(dict.fromkeys(c for s in stages for c in s.reads()))
 
 
-def target_of(spec: JobSpec) -> tuple[Path, str | None]:
-    """Return (directory to make, id of the manifest that it continues)."""
-    if "://" in spec.out:
-        raise JobSpecError(
-            f"'{spec.out}': a manifest is written to a local directory; copy it from there."
-        )
+def target_of(spec: JobSpec) -> tuple[Target, str | None]:
+    """Return (where to write, id of the manifest that it continues); refuse what cannot be."""
     _refuse_inside(spec)
+    out: Path | str = spec.out
+    parent: str | None = None
     if spec.series:
-        return Series(spec.out).next_member(*spec.epochs)
-    refuse_foreign_target(Path(spec.out))
-    return Path(spec.out), None
+        series = Series(spec.out, storage_options=spec.storage_options)
+        out, parent = series.next_member(*spec.epochs)
+    target = target_at(out, spec.storage_options)
+    target.prepare()
+    return target, parent
 
 
 def _refuse_inside(spec: JobSpec) -> None:
     """Refuse a target below a directory of the dataset: its parts would be listed as data."""
     sources = spec.dataset.values() if isinstance(spec.dataset, Mapping) else [spec.dataset]
+    target = locate(spec.out, spec.storage_options)
     for source in sources:
         if not isinstance(source, str | os.PathLike):
             continue
-        folder = locate(source)
-        target = Path(spec.out).resolve()
-        if folder.is_local and target.is_relative_to(Path(folder.path).resolve()):
+        if locate(source, spec.storage_options).contains(target):
             raise JobSpecError(
                 f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
                 "read as data; choose a target outside of it."

@@ -64,19 +64,21 @@ def verify(
 
     Parameters
     ----------
-    path : path
+    path : path or URI
     data : path, URI, list or mapping, optional
         Compare the fragments that hold planned rows, too.
     deep : bool
         Recompute logical digests; with `data`, hash the fragments' bytes and compare them with the
         content hashes that were made with the plan.
+    storage_options : mapping, optional
+        Options of the filesystem of both, for URIs.
 
     Raises
     ------
     BatchloomError
         At the first thing that is not as it should be.
     """
-    opened = open_plan(path)
+    opened = open_plan(path, storage_options=storage_options)
     manifests = opened.members if isinstance(opened, Series) else [opened]
     for manifest in manifests:
         manifest.verify(deep=deep)
@@ -104,7 +106,7 @@ def verify(
 
 
 def _compare_contents(manifest: Manifest, dataset: Any) -> int:
-    hashes = find_deep_hashes(manifest.path)
+    hashes = find_deep_hashes(manifest.location)
     if hashes is None:
         raise DatasetError(
             f"{manifest.path} holds no content hashes to compare with; they are made by "

@@ -74,6 +74,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
+    storage_options: opt.StorageOptions = None,
     progress: opt.ProgressOption = opt.ProgressChoice.auto,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -85,7 +86,10 @@ def run(
     """
     from ..spec import load_job
 
-    run_spec(load_job(job), dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
+    spec, given = load_job(job), opt.parse_storage_options(storage_options)
+    if given is not None:  # beside the file's own: credentials need not stand in a file
+        spec = dataclasses.replace(spec, storage_options={**(spec.storage_options or {}), **given})
+    run_spec(spec, dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
 
 
 @reporting
@@ -202,6 +206,7 @@ def inspect(
     manifest: opt.ManifestArgument,
     epoch: Annotated[int | None, typer.Option(help="Epoch of --step.")] = None,
     step: Annotated[int | None, typer.Option(help="Show the rows of this step.")] = None,
+    storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
     r"""Show a manifest's header and counts, or one step.
@@ -213,7 +218,7 @@ def inspect(
     from ...dataplane.series import open_plan
     from ..inspect import describe_manifest, describe_step
 
-    opened = open_plan(manifest)
+    opened = open_plan(manifest, storage_options=opt.parse_storage_options(storage_options))
     if step is not None:
         number = opened.epochs[0] if epoch is None else epoch
         _print_step(describe_step(opened.manifest_for(number), number, step), as_json)
@@ -309,6 +314,7 @@ def verify(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Manifest.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Manifest.")],
+    storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
     r"""Compare two manifests; exit 0 where they are the same decision, 1 where not.
@@ -318,7 +324,7 @@ def diff(
     """
     from ..diff import diff as diff_manifests
 
-    found = diff_manifests(a, b)
+    found = diff_manifests(a, b, storage_options=opt.parse_storage_options(storage_options))
     if as_json:
         print_json(found.to_json())
     elif found.same:
