@@ -23,6 +23,7 @@ SCRATCH = ".probe-"  # begins the names of the keys that `probe` makes
 # Filesystems whose "create" is decided by the store. fsspec's default looks first and writes then.
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
 _TRIES = 2
+_SMALL = 1 << 20  # bytes that are sent in no time
 
 _log = logging.getLogger("batchloom")
 
@@ -82,7 +83,7 @@ def put_if_absent(location: Location, data: bytes) -> bool:
 
 
 def _create(location: Location, data: bytes) -> bool:
-    fs, path = location.filesystem()
+    fs, path = location.filesystem(bulk=len(data) > _SMALL)
     try:
         fs.pipe_file(path, data, mode="create")
     except Exception as error:

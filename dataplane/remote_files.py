@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from threading import Lock
 from typing import Any
 
 from .errors import (
@@ -43,6 +42,7 @@ _S3_CONFIG: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 5},
     "max_pool_connections": 32,
 }
+_BULK_TIMEOUT = 120
 
 _PAUSES = (0.1, 0.4, 1.6)  # seconds before a cut answer is asked for again
 _PIECE = 8 << 20  # bytes of a request at most
@@ -66,8 +66,10 @@ _CUT = {
 }
 
 
-def filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+def filesystem(uri: str, options: Mapping[str, Any], *, bulk: bool = False) -> tuple[Any, str]:
     """Return (fsspec filesystem, path in it); see nothing of what it listed before.
+
+    `bulk` allows for large uploads: on S3 the time to send a body counts as waiting for its answer.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     s3 = is_s3(uri)
     try:
         with needs_extra(f"Reaching {uri}", "s3") if s3 else nullcontext():
-            fs, path = fsspec.core.url_to_fs(uri, **(_s3_options(options) if s3 else options))
+            fs, path = fsspec.core.url_to_fs(uri, **(_s3_options(options, bulk) if s3 else options))
     except MissingExtraError:
         raise
     except (ImportError, ValueError, TypeError) as error:
@@ -94,8 +96,9 @@ def is_s3(uri: str) -> bool:
     return uri.split(":", 1)[0] in _S3
 
 
-def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    config = {**_S3_CONFIG, **options.get("config_kwargs", {})}
+def _s3_options(options: Mapping[str, Any], bulk: bool) -> dict[str, Any]:
+    patience = {"read_timeout": _BULK_TIMEOUT} if bulk else {}
+    config = {**_S3_CONFIG, **patience, **options.get("config_kwargs", {})}
     return {"use_listings_cache": False, **options, "config_kwargs": config}
 
 
@@ -144,7 +147,10 @@ class RemoteFile(io.RawIOBase):
         self._process, self._size = 0, size or 0
         self._version: Any = None
         self._get: Callable[[int, int], Any]
-        self._opened()
+        try:
+            self._opened()
+        except Exception as error:
+            raise remote_error(uri, error) from error
         self._at = self._last = 0
         self._ahead = _AHEAD[0]
         self._recent: tuple[int, bytes] = (0, b"")  # what was read ahead
@@ -159,16 +165,13 @@ class RemoteFile(io.RawIOBase):
             return self._get
         fs, path = filesystem(self._uri, self._options)
         version = None
-        if self._given_size is not None:
-            self._get = partial(_cat, fs, path)
-        else:
+        self._get = partial(_cat, fs, path)
+        if self._given_size is None and is_s3(self._uri):
             file = fs.open(path, "rb", cache_type="none")
-            if not file.seekable():  # a web server that knows no ranges
-                file = io.BytesIO(file.read())
-            self._size = _size_of(file)
-            version = getattr(file, "details", {}).get("ETag")
-            # Where there is one, a method without the position that threads would share.
-            self._get = getattr(file, "_fetch_range", partial(_seek_and_read, file, Lock()))
+            version = file.details.get("ETag")
+            self._size, self._get = int(file.size), file._fetch_range  # asks for this version only
+        elif self._given_size is None:
+            self._size = _size_of(fs, path)
         if self._process and version != self._version:
             raise self._replaced()
         self._process, self._version = os.getpid(), version
@@ -281,15 +284,11 @@ def _cat(fs: Any, path: str, start: int, stop: int) -> Any:
     return fs.cat_file(path, start=start, end=stop)
 
 
-def _seek_and_read(file: Any, lock: Lock, start: int, stop: int) -> bytes:
-    with lock:
-        file.seek(start)
-        return bytes(file.read(stop - start))
-
-
-def _size_of(file: Any) -> int:
-    size = getattr(file, "size", None)
-    return int(file.seek(0, os.SEEK_END) if size is None else size)
+def _size_of(fs: Any, path: str) -> int:
+    size = fs.size(path)
+    if size is None:
+        raise StorageError(f"{path} cannot be read by ranges: its store does not tell its size.")
+    return int(size)
 
 
 def _first(piece: tuple[int, bytes]) -> int:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ class Location:
             return self.path
         return Path(self.path if os.fspath(given).startswith("file://") else given)
 
-    def filesystem(self) -> tuple[Any, str]:
-        """Return the fsspec filesystem of a URI, and the path in it."""
-        return filesystem(self.path, self.options)
+    def filesystem(self, *, bulk: bool = False) -> tuple[Any, str]:
+        """Return the fsspec filesystem of a URI, and the path in it; `bulk` for large uploads."""
+        return filesystem(self.path, self.options, bulk=bulk)
 
     def exists(self) -> bool:
         if self.is_local:
@@ -97,7 +98,7 @@ class Location:
             info = fs.info(path)
             if info["type"] == "directory":
                 raise FileNotFoundError(path)
-            return int(info["size"])
+            return int(info["size"] or 0)
 
     def contains(self, other: Location) -> bool:
         """Whether another place is this one or lies in it."""
@@ -134,14 +135,23 @@ class Location:
         Names that start with ``.`` or ``_`` are hidden, as in Spark, Dask and Arrow.
         """
         with _reading(self):
-            for relative, size in self._walk():
+            for relative, size in self._walk() if self.is_local else self._walk_remote(is_hidden):
                 if not is_hidden(relative):
                     yield relative, size
 
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """Yield (path relative to here, bytes) of all remote files below, hidden ones too."""
+        with _reading(self):
+            yield from self._walk_remote(lambda _: False)
+
+    def modified(self) -> datetime:
+        """When a remote file was last written."""
+        with _reading(self):
+            fs, path = self.filesystem()
+            when: datetime = fs.modified(path)
+            return when if when.tzinfo else when.replace(tzinfo=UTC)
+
     def _walk(self) -> Iterator[tuple[str, int]]:
-        if not self.is_local:
-            yield from self._walk_remote()
-            return
 
         def fail(error: OSError) -> None:
             raise error
@@ -154,10 +164,10 @@ class Location:
                     full = os.path.join(folder, name)
                     yield os.path.relpath(full, self.path), _size_or_zero(full)
 
-    def _walk_remote(self) -> Iterator[tuple[str, int]]:
+    def _walk_remote(self, skip: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
         fs, root = self.filesystem()
         root = root.rstrip("/")
-        for path, size in _below(fs, root, lambda path: not is_hidden(path[len(root) :])):
+        for path, size in _below(fs, root, lambda path: not skip(path[len(root) :])):
             yield path[len(root) :].lstrip("/"), size
 
     def glob(self) -> list[tuple[Location, int | None]]:

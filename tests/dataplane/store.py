@@ -24,6 +24,11 @@ from typing import Any
 BUCKET = "tests"
 KEY = "AKIDTESTS"
 
+_SIGNED = (
+    f"AWS4-HMAC-SHA256 Credential={KEY}/20200101/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=none"
+)
+
 MOTO = """
 import sys
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
@@ -59,9 +64,10 @@ def moto_server() -> Iterator[int]:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests that match.
+    """What goes wrong with `times` requests that match, after `skip` others.
 
-    Kinds: ``delay`` (`seconds` before the answer), ``status`` (answered with `status` and `code`,
+    Kinds: ``delay`` (`seconds` before the answer), ``slow-upload`` (the request's body takes
+    `seconds`), ``status`` (answered with `status` and `code`,
     not applied), ``cut-before`` (the connection is cut, not applied), ``cut-after`` (applied, then
     cut), ``fail-after`` (applied, then answered with `status`), ``cut-body`` (cut in the middle of
     the answer's body), ``short`` (a body of half the bytes, with a length that fits it), ``flip``
@@ -73,6 +79,7 @@ class Fault:
     method: str = ""
     match: str = ""
     times: int = 1
+    skip: int = 0
     seconds: float = 0.0
     status: int = 503
     code: str = "SlowDown"
@@ -132,7 +139,9 @@ class Store:
         with self.lock:
             for fault in self.faults:
                 fits = fault.method in ("", method) and fault.match in path
-                if fits and fault.seen < fault.times:
+                if fits and fault.skip:
+                    fault.skip -= 1
+                elif fits and fault.seen < fault.times:
                     fault.seen += 1
                     return fault
         return None
@@ -142,7 +151,7 @@ class Store:
     def raw(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Ask moto directly."""
         connection = http.client.HTTPConnection("127.0.0.1", self.moto)
-        connection.request(method, path, body)
+        connection.request(method, path, body, {"Authorization": _SIGNED})
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
@@ -159,8 +168,8 @@ class Store:
     def delete(self, name: str) -> None:
         assert self.raw("DELETE", self._key(name))[0] == 204
 
-    def keys(self, below: str = "") -> list[str]:
-        """Return the keys below a name, sorted, hidden ones too."""
+    def names(self, below: str = "") -> list[str]:
+        """Return the names of all keys below one, sorted, hidden ones too."""
         import re
 
         prefix = self.url.removeprefix(f"s3://{BUCKET}/") + "/"
@@ -191,8 +200,7 @@ def proxied(moto: int) -> Iterator[Store]:
         pass
 
     Handler.store = store
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _QuietServer(("127.0.0.1", 0), Handler)
     store.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -201,6 +209,13 @@ def proxied(moto: int) -> Iterator[Store]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away: some are made to."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -214,11 +229,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         store = self.store
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        line = Request(self.command, self.path, self.headers.get("Range"), received=len(body))
-        store.log.append(line)
         fault = store.fault_of(self.command, self.path)
         kind = fault.kind if fault else ""
+        body = self._body(fault.seconds if fault and kind == "slow-upload" else 0.0)
+        line = Request(self.command, self.path, self.headers.get("Range"), received=len(body))
+        store.log.append(line)
         if fault and kind == "delay":
             time.sleep(fault.seconds)
         if kind == "cut-before":
@@ -249,6 +264,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(line, status, headers, data, cut=kind == "cut-body")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
+
+    def _body(self, seconds: float) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        pieces = []
+        for start in range(0, length, 1 << 18):
+            piece = min(1 << 18, length - start)
+            pieces.append(self.rfile.read(piece))
+            time.sleep(seconds * piece / length)
+        return b"".join(pieces)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
