@@ -1,242 +1,179 @@
-"""What writers left behind: found, and removed once it is old.
+"""What killed jobs leave behind on a local disk: found by name, age and lock, and removed.
 
-A writer that dies leaves things that no reader looks at: a staging folder beside a local target;
-parts on an object store that no header names; scratch keys; uploads that were begun and never
-completed. Nothing of it can become part of a plan, but for the parts of an uncommitted plan, which
-the same command would use again; so age decides.
+Nothing else is ever looked at: a name must be one that this package gives, links are not followed,
+and what a living process holds is left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-from .errors import MissingFileError, StorageError
-from .manifest_header import HEADER
-from .objects import SCRATCH
-from .objects import remove as remove_object
-from .remote_files import is_s3, remote_error
-from .storage import Location, storing
+from .commit import hold
+from .errors import ManifestError, StorageError
+from .manifest_header import HEADER, read_header
+from .storage import locate, storing
 
 __all__ = ["Leftover", "leftovers", "remove"]
 
-Kind = Literal["staging", "temporary", "probe", "uncommitted", "unreferenced", "upload"]
-
-_STAGING = re.compile(r"\..+\.staging-[0-9a-f]{12}")
+_FOLDERS = (
+    ("staging", re.compile(r"\..+\.staging-[0-9a-f]{12}")),
+    ("work", re.compile(r"\..+\.work-[0-9a-f]+")),
+)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-_PART = re.compile(r"(?:part|bitmap)-([0-9a-f]{64})\.[a-z]+")
+_PARTS = re.compile(r"(part|bitmap|deep)-[0-9a-f]{64}\.(arrow|bin|json)")
+
+_log = logging.getLogger("batchloom")
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing that a writer left.
+    """Something that a job left.
 
     Attributes
     ----------
-    location : Location
-        A folder for ``staging``, else a file; of an ``upload``, the key it was to become.
-    kind : str
-        ``staging``: a folder beside a target; ``temporary``: a file that was to replace another;
-        ``probe``: a scratch key; ``uncommitted``: a part in a place without a header;
-        ``unreferenced``: a part that the header beside it does not name; ``upload``: a multipart
-        upload that was not completed.
+    path : str
+    kind : {'staging', 'work', 'temporary', 'unreferenced'}
+        A folder of a job that was killed; intermediate results of one; a file that did not get its
+        name; a file beside a manifest that does not name it.
     bytes : int
-        0 where a store does not tell.
-    age : float
-        Hours since it was last written to.
+    age_hours : float
+        Since it was last written to.
     upload_id : str
-        Of an upload.
+        On a store, of an upload that was not completed; see `store_leftovers`.
     """
 
-    location: Location
-    kind: Kind
+    path: str
+    kind: str
     bytes: int
-    age: float
+    age_hours: float
     upload_id: str = ""
 
-    @property
-    def path(self) -> str:
-        return self.location.path
 
-
-def leftovers(location: Location, older_than_hours: float = 24.0) -> list[Leftover]:
-    """Return what writers left at and below a place, by path.
+def leftovers(root: str | os.PathLike[str], older_than_hours: float = 24) -> list[Leftover]:
+    """List what is left in a folder and below.
 
     Parameters
     ----------
-    location : Location
-        A manifest, a series, or a folder of these.
+    root : path
+        Hidden folders below it are not entered, links not followed.
     older_than_hours : float
-        What was written to since is left out: it may belong to a writer that still lives. Take more
-        than the longest job runs.
+        What was written to since is left out: its job may still run.
 
     Raises
     ------
     StorageError
-        Where the place cannot be listed.
+        Where there is no such folder.
     """
-    found = _local(location) if location.is_local else _remote(location)
-    return sorted((f for f in found if f.age >= older_than_hours), key=lambda f: f.path)
+    folder = Path(root)
+    if not folder.is_dir():
+        raise StorageError(f"There is no folder at {folder}.")
+    found: list[Leftover] = []
+    with storing("Looking for what was left", folder):
+        for kind, path in _candidates(folder):
+            with contextlib.suppress(FileNotFoundError):  # its job lives and has removed it
+                written, size = _measure(path)
+                age = max(0.0, (time.time() - written) / 3600)
+                if age >= older_than_hours and not _is_held(path):
+                    found.append(Leftover(str(path), kind, size, age))
+    return sorted(found, key=lambda item: item.path)
 
 
 def remove(leftover: Leftover) -> bool:
-    """Remove a leftover; False where it is none any more.
-
-    A part is looked at once more: a header may have come that names it.
-    """
-    location = leftover.location
-    if leftover.kind in ("uncommitted", "unreferenced") and _is_named(location):
-        return False
-    if leftover.kind == "upload":
-        return _abort(leftover)
-    if not location.is_local:
-        remove_object(location)
-        return True
-    with storing("Removing what was left", location.path):
-        if not os.path.lexists(location.path):
+    """Remove a leftover; False where a process has taken it since, or it is gone."""
+    path = Path(leftover.path)
+    with storing("Removing what was left", path), ExitStack() as held:
+        if path.is_symlink() or not path.exists():
             return False
-        if leftover.kind == "staging":
-            shutil.rmtree(location.path)
+        if not all(held.enter_context(hold(lock)) for lock in _locks(path)):
+            return False
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            os.unlink(location.path)
+            path.unlink()
     return True
 
 
-def _is_named(part: Location) -> bool:
-    """Whether the header beside a part names it."""
-    header = _header(part.parent())
-    return header is not None and _hash_of(part.name) in header
+def _candidates(root: Path) -> Iterator[tuple[str, Path]]:
+    for folder, below, names in os.walk(root):
+        here, enter = Path(folder), []
+        for name in below:
+            path = here / name
+            kind = next((k for k, shape in _FOLDERS if shape.fullmatch(name)), None)
+            if kind is not None and not path.is_symlink():
+                yield kind, path
+            elif not name.startswith("."):
+                enter.append(name)
+        below[:] = enter
+        files = [name for name in names if not (here / name).is_symlink()]
+        for name in files:
+            if _TEMPORARY.fullmatch(name):
+                yield "temporary", here / name
+        if HEADER in files:
+            for name in _unreferenced(here, files):
+                yield "unreferenced", here / name
 
 
-def _header(folder: Location) -> bytes | None:
+def _unreferenced(folder: Path, names: list[str]) -> Iterator[str]:
+    """Yield the files of a manifest's folder that are named like its own and that it does not name.
+
+    Content hashes are the manifest's where they are of one of its fragments.
+    """
+    candidates = [name for name in names if _PARTS.fullmatch(name)]
     try:
-        return folder.join(HEADER).read_bytes()
-    except MissingFileError:
+        header = read_header(locate(folder)) if candidates else {}
+    except ManifestError as error:
+        _log.warning("%s Nothing beside it is looked at.", error)
+        return
+    for name in candidates:
+        provenance, snapshot = header["provenance"], header["identity"]["snapshot"]
+        named = {p["name"] for p in (*provenance["parts"], *provenance.get("bitmaps", ()))}
+        labels = {f"{f['source']}:{f['path']}" for f in snapshot["fragments"]}
+        if name.startswith("deep-"):
+            hashed = _labels(folder / name)
+            if hashed is not None and labels.isdisjoint(hashed):
+                yield name
+        elif name not in named:
+            yield name
+
+
+def _labels(path: Path) -> set[str] | None:
+    """Return the fragments of which a file holds content hashes; None where it is damaged."""
+    try:
+        return set(json.loads(path.read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _hash_of(name: str) -> bytes:
-    match = _PART.fullmatch(name)
-    return match[1].encode() if match else b""
+def _measure(path: Path) -> tuple[float, int]:
+    """Return (when anything in it was last written, bytes)."""
+    status = path.lstat()
+    if not path.is_dir():
+        return status.st_mtime, status.st_size
+    newest, size = status.st_mtime, 0
+    for folder, below, names in os.walk(path):
+        for name in (*below, *names):
+            inner = os.lstat(os.path.join(folder, name))
+            newest = max(newest, inner.st_mtime)
+            size += inner.st_size if name in names else 0
+    return newest, size
 
 
-def _parts(folder: Location, names: Iterable[str]) -> Iterator[tuple[str, Kind]]:
-    """Yield (name, kind) of the parts in a folder that are of no manifest."""
-    parts = [name for name in names if _PART.fullmatch(name)]
-    if not parts:
-        return
-    header = _header(folder)
-    for name in parts:
-        if header is None:
-            yield name, "uncommitted"
-        elif _hash_of(name) not in header:
-            yield name, "unreferenced"
+def _locks(path: Path) -> list[Path]:
+    """Return what a living job locks of a leftover: itself, or a file of that name in a folder."""
+    inner = [path / "lock"] if path.is_dir() else []
+    return [path, *(lock for lock in inner if lock.is_file())]
 
 
-# --- a directory ----------------------------------------------------------------------------------
-
-
-def _local(location: Location) -> Iterator[Leftover]:
-    def fail(error: OSError) -> None:
-        raise StorageError(f"{location} cannot be listed: {error.strerror}.") from error
-
-    for folder, below, names in os.walk(location.path, onerror=fail):
-        place = Location(folder)
-        for name in below:
-            if _STAGING.fullmatch(name):
-                yield _local_leftover(place.join(name), "staging")
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in names:
-            if _TEMPORARY.fullmatch(name):
-                yield _local_leftover(place.join(name), "temporary")
-        for name, kind in _parts(place, names):
-            yield _local_leftover(place.join(name), kind)
-
-
-def _local_leftover(place: Location, kind: Kind) -> Leftover:
-    """Measure a file, or a folder with all that is in it; its newest change is what counts."""
-    path = Path(place.path)
-    size, newest = 0, 0.0
-    for inside in (path, *path.rglob("*")):
-        with suppress(FileNotFoundError):  # a live writer's files come and go
-            status = inside.lstat()
-            size += 0 if inside.is_dir() else status.st_size
-            newest = max(newest, status.st_mtime)
-    return Leftover(place, kind, size, (time.time() - newest) / 3600)
-
-
-# --- an object store ------------------------------------------------------------------------------
-
-
-def _remote(location: Location) -> list[Leftover]:
-    begun = list(_uploads(location)) if is_s3(location.path) else []
-    try:
-        return [*begun, *_objects(location)]
-    except MissingFileError:
-        if not begun:  # a place of which nothing but uploads is there, or none at all
-            raise
-        return begun
-
-
-def _objects(location: Location) -> Iterator[Leftover]:
-    folders: dict[str, dict[str, int]] = {}
-    for relative, size in location.objects():
-        folder, _, name = relative.rpartition("/")
-        folders.setdefault(folder, {})[name] = size
-    for folder, sizes in folders.items():
-        place = location.join(folder)
-        kinds: list[tuple[str, Kind]] = [(n, "probe") for n in sizes if n.startswith(SCRATCH)]
-        for name, kind in [*kinds, *_parts(place, sizes)]:
-            with suppress(MissingFileError):
-                found = place.join(name)
-                yield Leftover(found, kind, sizes[name], _age(found.modified()))
-
-
-def _age(when: datetime) -> float:
-    return (datetime.now(UTC) - when).total_seconds() / 3600
-
-
-def _uploads(location: Location) -> Iterator[Leftover]:
-    """List the multipart uploads below a place; a store that has none of it has none."""
-    fs, path = location.filesystem()
-    bucket, key, _ = fs.split_path(path)
-    marker: dict[str, Any] = {}
-    prefix = location.path.removesuffix(key).rstrip("/")
-    while True:
-        try:
-            page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key, **marker)
-        except NotImplementedError:
-            return
-        except Exception as error:
-            raise remote_error(location.path, error, "be listed") from error
-        for upload in page.get("Uploads") or ():
-            name, begun = upload["Key"], upload["Initiated"]
-            if f"{name}/".startswith(f"{key.rstrip('/')}/" if key else ""):
-                place = Location(f"{prefix}/{name}", location.options)
-                yield Leftover(place, "upload", 0, _age(begun), upload["UploadId"])
-        if not page.get("IsTruncated"):
-            return
-        marker = {
-            "KeyMarker": page["NextKeyMarker"],
-            "UploadIdMarker": page["NextUploadIdMarker"],
-        }
-
-
-def _abort(leftover: Leftover) -> bool:
-    fs, path = leftover.location.filesystem()
-    bucket, key, _ = fs.split_path(path)
-    try:
-        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=leftover.upload_id)
-    except FileNotFoundError:
-        return False
-    except Exception as error:
-        raise remote_error(leftover.path, error, "be removed") from error
-    return True
+def _is_held(path: Path) -> bool:
+    with ExitStack() as stack:
+        return not all(stack.enter_context(hold(lock)) for lock in _locks(path))

@@ -19,13 +19,14 @@ from ..dataplane.manifest import Manifest
 from ..dataplane.manifest_writer import ManifestWriter
 from .context import JobContext
 from .engine import Engine
+from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
 from .methods import make_stage
 from .pipeline import Pipeline
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
-from .start import check_job, manifest_bytes, open_job, rows_of, target_of
+from .start import check_job, open_job, rows_of, target_of
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -137,7 +138,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    target.check_space(manifest_bytes(dataset.rows, spec))
+    target.check_space(manifest_bytes(dataset.rows, spec, stages))
     with (
         Engine(
             scheduler=spec.scheduler,
@@ -156,6 +157,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             spec.on_invalid,
             progress,
             spec.task_bytes,
+            spec.micro_per_step,
         )
         deep = hash_dataset(dataset, engine, progress, spec.task_bytes) if spec.deep else None
         pipeline = Pipeline(job, stages, rows_of(dataset, first_added))
@@ -172,6 +174,11 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         ) as writer:
             for epoch in range(*spec.epochs):
                 state = pipeline.state(epoch)
+                recipe = recipe_of(spec, pipeline, state)
+                if recipe is not None:
+                    pipeline.measure(state, epoch)
+                    writer.write_recipe(epoch, **recipe)
+                    continue
                 with writer.epoch(epoch, eligible_rows=len(state.rows)):
                     _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
             return writer.commit(reports={**state.reports, **job.reports})

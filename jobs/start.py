@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import JobSpecError, SelectionError
+from ..dataplane.manifest_header import HEADER
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
@@ -16,25 +18,46 @@ from ..dataplane.targets import Target, target_at
 from .spec import JobSpec
 from .stages import Stage
 
-__all__ = ["check_job", "manifest_bytes", "open_job", "rows_of", "target_of"]
+__all__ = ["check_job", "open_job", "rows_of", "target_of"]
 
 
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     """Return the dataset, and the first row id that counts as added where only those are wanted."""
     since: Snapshot | None = None
+    base: Snapshot | None = None  # what rows were added to
     if spec.since is not None:
-        since = Snapshot.load(spec.since, storage_options=spec.storage_options)
+        since = base = load_snapshot(spec.since, spec.storage_options)
     elif spec.series and spec.snapshot is None:
         series = Series(spec.out, storage_options=spec.storage_options)
         since = series.members[-1].snapshot if series.ranges else None
+        # Not the member that is planned now, where it is there already and the job runs again.
+        before = [r for r in series.ranges if r[1] <= spec.epochs[0]]
+        base = series.member(*before[-1]).snapshot if before else None
     dataset = open_dataset(
         spec.dataset,
-        snapshot=spec.snapshot,
+        snapshot=_given_snapshot(spec),
         since=since,
         storage_options=spec.storage_options,
     )
-    added = since.next_row_id if since is not None and spec.added_only else None
-    return dataset, added
+    if not spec.added_only:
+        return dataset, None
+    return dataset, 0 if base is None else base.next_row_id
+
+
+def _given_snapshot(spec: JobSpec) -> Snapshot | None:
+    if spec.snapshot is None:
+        return None
+    return load_snapshot(spec.snapshot, spec.storage_options)
+
+
+def load_snapshot(path: str, storage_options: Mapping[str, Any] | None = None) -> Snapshot:
+    """Read a snapshot file, or the snapshot of a manifest or of a series' last member."""
+    folder = locate(path, storage_options)
+    if folder.is_dir() and not folder.join(HEADER).exists():
+        series = Series(path, storage_options=storage_options)
+        if series.ranges:
+            return series.members[-1].snapshot
+    return Snapshot.load(path, storage_options=storage_options)
 
 
 def rows_of(dataset: Dataset, first_added: int | None) -> RowSet:
@@ -88,10 +111,3 @@ def _refuse_inside(spec: JobSpec) -> None:
                 f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
                 "read as data; choose a target outside of it."
             )
-
-
-def manifest_bytes(rows: int, spec: JobSpec) -> int:
-    """Return about how many bytes the manifest takes, weights and side columns left out."""
-    epochs = spec.epochs[1] - spec.epochs[0]
-    batches = -(-rows // spec.batch_size)
-    return int(1.01 * epochs * (8 * rows + 18 * batches)) + 4096
