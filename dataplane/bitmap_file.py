@@ -15,8 +15,8 @@ import numpy as np
 from .bitmap import Bitmap
 from .canonical import known_fields
 from .commit import sync_path
-from .errors import ManifestCorruptError
-from .storage import storing
+from .errors import ManifestCorruptError, MissingFileError
+from .storage import Location, storing
 
 __all__ = ["BitmapFile", "BitmapRecord", "write_bitmap"]
 
@@ -58,20 +58,21 @@ class BitmapFile:
     May be used from several threads.
     """
 
-    def __init__(self, path: Path, record: BitmapRecord) -> None:
-        self.path, self.record = path, record
+    def __init__(self, location: Location, record: BitmapRecord) -> None:
+        self.location, self.record = location, record
         self._bitmap: Bitmap | None = None
         self._lock = Lock()
         try:
-            size = path.stat().st_size
-        except OSError:
+            size = location.size()
+        except MissingFileError:
             raise ManifestCorruptError(
-                f"{path} is missing; the manifest names it. Copy the manifest again or plan anew."
+                f"{location} is missing; the manifest names it. Copy the manifest again or plan "
+                "anew."
             ) from None
         if size != record.bytes or size % 8:
             raise ManifestCorruptError(
-                f"{path}: expected {record.bytes:,} bytes, found {size:,}. The file is truncated "
-                "or was replaced; copy the manifest again or plan anew."
+                f"{location}: expected {record.bytes:,} bytes, found {size:,}. The file is "
+                "truncated or was replaced; copy the manifest again or plan anew."
             )
 
     def check(self) -> None:
@@ -87,12 +88,14 @@ class BitmapFile:
 
     def _words(self) -> Any:
         words: Any = np.zeros(0, dtype=np.uint64)
-        if self.record.bytes:
-            words = np.memmap(self.path, dtype="<u8", mode="r").view(np.ndarray)
+        if self.record.bytes and self.location.is_local:
+            words = np.memmap(self.location.path, dtype="<u8", mode="r").view(np.ndarray)
+        elif self.record.bytes:
+            words = np.frombuffer(self.location.read_bytes(), dtype="<u8")
         found = hashlib.sha256(words.data).hexdigest()
         if found != self.record.sha256:
             raise ManifestCorruptError(
-                f"{self.path}: expected SHA-256 {self.record.sha256}, found {found}. No row of it "
-                "was delivered; copy the manifest again or plan anew."
+                f"{self.location}: expected SHA-256 {self.record.sha256}, found {found}. No row of "
+                "it was delivered; copy the manifest again or plan anew."
             )
         return words

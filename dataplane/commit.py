@@ -1,4 +1,4 @@
-"""Committing a directory: whole or not at all.
+"""Committing a local directory: whole or not at all. (`targets` has stores, too.)
 
 Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
 process that dies leaves the target absent and one or two dot-directories, which no reader looks at:
@@ -25,15 +25,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import StorageError
-from .storage import storing
+from .objects import put
+from .storage import Location, storing
 
 __all__ = [
+    "bring",
     "hold",
-    "link_or_copy",
     "publish",
     "replace_file",
     "staging",
     "sync_path",
+    "write_file",
     "write_synced",
 ]
 
@@ -107,22 +109,28 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def link_or_copy(source: Path, target: Path, sha256: str) -> None:
+def bring(source: Location, target: Path, sha256: str) -> None:
     """Give a file of known content a second name, or copy it where no link can be made.
 
-    A copy is hashed while it is written; `StorageError` where it is not what it should be. A target
-    that is there already is left as it is: names of such files are their contents.
+    A copy is hashed; `StorageError` where it is not what it should be. A target that is there
+    already is left as it is: names of such files are their contents.
     """
     try:
-        os.link(os.path.realpath(source), target)
+        if source.is_local:
+            os.link(os.path.realpath(source.path), target)
+            return
     except FileExistsError:
         return
     except OSError:  # another device, or a file system without links
-        _copy_checked(source, target, sha256)
+        pass
+    _copy_checked(source, target, sha256)
 
 
-def _copy_checked(source: Path, target: Path, sha256: str) -> None:
-    shutil.copyfile(source, target)
+def _copy_checked(source: Location, target: Path, sha256: str) -> None:
+    if source.is_local:
+        shutil.copyfile(source.path, target)
+    else:
+        target.write_bytes(source.read_bytes())
     with open(target, "rb+") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -143,6 +151,20 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         staged.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def write_file(location: Location, data: bytes, what: str) -> None:
+    """Write a file or object whole or not at all, over what is there; its folder is made.
+
+    `what` begins the sentence of an error: "Writing the snapshot".
+    """
+    if not location.is_local:
+        put(location, data)
+        return
+    path = Path(location.path)
+    with storing(what, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
 
 
 def sync_path(path: Path) -> None:

@@ -207,9 +207,9 @@ def open_dataset(
         A file, a directory, a glob, a list of files, or a mapping from source names to these. An
         unnamed source is called ``data``. Files are chosen by suffix (``.parquet .pq .arrow
         .feather .ipc .arrows``); hidden ones (``.x``, ``_x``) are left out.
-    snapshot : Snapshot or path, optional
+    snapshot : Snapshot, path or URI, optional
         Open exactly this snapshot: its fragments must be there unchanged; others are ignored.
-    since : Snapshot or path, optional
+    since : Snapshot, path or URI, optional
         Number the rows so that every fragment which `since` knows keeps its ids.
     needed : iterable of int, optional
         With `snapshot`: indices of the fragments that must be there; all when None. The others are
@@ -230,7 +230,7 @@ def open_dataset(
     else:
         listed = list_sources(data, storage_options)
     if snapshot is not None:
-        return _bind(listed, _as_snapshot(snapshot), needed)
+        return _bind(listed, _as_snapshot(snapshot, storage_options), needed)
     footers = _read_footers(listed)
     schemas = _checked_schemas(listed, footers)
     fragments = [
@@ -241,7 +241,7 @@ def open_dataset(
     made = (
         first_snapshot(fragments, digest_)
         if since is None
-        else extend_snapshot(_as_snapshot(since), fragments, digest_)
+        else extend_snapshot(_as_snapshot(since, storage_options), fragments, digest_)
     )
     place = {(file.source, file.path): i for i, file in enumerate(listed)}
     order = [place[f.source, f.path] for f in made.fragments]
@@ -252,8 +252,12 @@ def open_dataset(
     )
 
 
-def _as_snapshot(value: Snapshot | str | Path) -> Snapshot:
-    return value if isinstance(value, Snapshot) else Snapshot.load(value)
+def _as_snapshot(
+    value: Snapshot | str | Path, storage_options: Mapping[str, Any] | None
+) -> Snapshot:
+    if isinstance(value, Snapshot):
+        return value
+    return Snapshot.load(value, storage_options=storage_options)
 
 
 def _ref(fragment: Fragment, file: Listed) -> FragmentRef:

@@ -8,41 +8,55 @@ footer, which the quick fingerprint cannot.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .canonical import digest, pretty_json
-from .commit import replace_file
-from .errors import DatasetError
-from .storage import storing
+from .commit import write_file
+from .errors import DatasetError, MissingFileError
+from .storage import Location, locate
 
 __all__ = ["find_deep_hashes", "write_deep_hashes"]
 
 _FORMAT = "batchloom-deep/1"
 
 
-def write_deep_hashes(folder: str | Path, hashes: Mapping[str, str]) -> Path:
+def write_deep_hashes(
+    folder: str | os.PathLike[str] | Location,
+    hashes: Mapping[str, str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path | str:
     """Write content hashes by fragment label as ``deep-<sha256>.json``; return its path."""
     body = pretty_json({"format": _FORMAT, "sha256": dict(hashes)})
-    target = Path(folder) / f"deep-{digest(dict(hashes))}.json"
-    with storing("Writing the content hashes", target):
-        replace_file(target, body)
-    return target
+    target = locate(folder, storage_options).join(f"deep-{digest(dict(hashes))}.json")
+    write_file(target, body, "Writing the content hashes")
+    return target.as_named(target.path)
 
 
-def find_deep_hashes(folder: str | Path) -> dict[str, str] | None:
+def find_deep_hashes(
+    folder: str | os.PathLike[str] | Location,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, str] | None:
     """Return the content hashes stored in a folder, by fragment label; None if there are none."""
     found: dict[str, str] = {}
-    for path in sorted(Path(folder).glob("deep-*.json")):
+    place = locate(folder, storage_options)
+    for name in sorted(name for name, _ in place.entries()):
+        if not (name.startswith("deep-") and name.endswith(".json")):
+            continue
         try:
-            body = json.loads(path.read_bytes())
+            body = json.loads(place.join(name).read_bytes())
             hashes = body["sha256"]
-            whole = body["format"] == _FORMAT and path.name == f"deep-{digest(hashes)}.json"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            whole = body["format"] == _FORMAT and name == f"deep-{digest(hashes)}.json"
+        except (MissingFileError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
             raise DatasetError(
-                f"The content hashes in {path} are damaged; make them again with --deep."
+                f"The content hashes in {place.join(name)} are damaged; make them again with "
+                "--deep."
             )
         found.update(hashes)
     return found or None

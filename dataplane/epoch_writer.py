@@ -7,7 +7,7 @@ is copied, so the caller's arrays are its own again. What is refused leaves the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class EpochWriter:
     schema : pyarrow.Schema
         Of the parts.
     side : sequence of SideColumn
+    take : callable
+        Told of each part that is finished.
 
     Attributes
     ----------
@@ -56,11 +58,12 @@ class EpochWriter:
         snapshot: Snapshot,
         schema: pa.Schema,
         side: Sequence[SideColumn],
+        take: Callable[[Path], None],
     ) -> None:
         self.number = number
         self.parts: list[PartRecord] = []
         self._folder, self._first_part = folder, first_part
-        self._schema = schema
+        self._schema, self._take = schema, take
         self._counter = EpochCounter(number, snapshot, side)
         self._part: PartWriter | None = None
         self._pending: list[BatchPlan] = []
@@ -121,6 +124,7 @@ class EpochWriter:
         if self._part is not None:
             self.parts.append(self._part.finish(self.number))
             self._part = None
+            self._take(self._folder / self.parts[-1].name)
 
     # --- end --------------------------------------------------------------------------------------
 

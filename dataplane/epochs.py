@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from .canonical import known_fields
 from .errors import ManifestError
-from .manifest_part import PartReader, block_digest
+from .manifest_part import block_digest
+from .part_reader import PartReader
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn
 
 __all__ = [

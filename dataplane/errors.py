@@ -28,6 +28,7 @@ __all__ = [
     "ManifestVersionError",
     "MissingColumnError",
     "MissingExtraError",
+    "MissingFileError",
     "OnInvalid",
     "ParameterError",
     "ResumeMismatchError",
@@ -72,6 +73,10 @@ class StorageError(BatchloomError, OSError):
 
 class DatasetError(BatchloomError):
     """A dataset cannot be opened as it was named."""
+
+
+class MissingFileError(DatasetError):
+    """There is no file or directory of that name."""
 
 
 class FragmentCorruptError(DatasetError):

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import ipc_messages
-from .canonical import file_sha256
 from .errors import BatchloomError, DatasetChangedError, FragmentCorruptError
+from .ipc_messages import Message
+from .ipc_streams import MappedStream, RangedStream
 from .schemas import drift, missing_column, plain_schema, plain_type, refuse_equal_names
 from .storage import Location, unreadable
 
@@ -44,6 +45,8 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 FOOTER_THREADS = 8  # footers read at a time: latency, not work
 
 _SCAN_ROWS = 65_536  # rows a scanned batch at most
+_RUN_BYTES = 2 << 20  # of small record batches that come from an object store in one request
+_HASHED_BYTES = 32 << 20  # read at a time: on an object store several requests at once
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,17 @@ class Footer:
 
 def read_footer(location: Location, size: int) -> Footer:
     """Read rows, footer hash and schema of a fragment of `size` bytes."""
-    with reading(location, size), location.open() as file:
-        format_, footer_hash, rows = _fingerprint(file, size)
+    with reading(location, size), location.open(size) as file:
+        format_, footer_hash, messages = _fingerprint(file, size)
         if format_ == "parquet":
             parquet = pq.ParquetFile(file)
             rows, schema = sum(_row_groups(parquet.metadata)), parquet.schema_arrow
         elif format_ == "ipc-file":
-            rows = sum(_ipc_chunk_rows(file, size))
+            rows = sum(m.rows or 0 for m in _file_batches(file, size))
             file.seek(0)
             schema = pa.ipc.open_file(file).schema
         else:
+            rows = sum(m.rows or 0 for m in messages)
             file.seek(0)
             schema = pa.ipc.open_stream(file).schema
         plain_schema([schema])  # a damaged name or type is found where it is first looked at
@@ -110,42 +114,32 @@ def read_footer(location: Location, size: int) -> Footer:
 
 def read_footer_hash(location: Location, size: int) -> str:
     """Read the footer hash alone: two small reads, nothing is parsed."""
-    with reading(location, size), location.open() as file:
+    with reading(location, size), location.open(size) as file:
         return _fingerprint(file, size)[1]
 
 
 def content_sha256(location: Location) -> str:
     """Return the SHA-256 of all bytes of a fragment."""
+    hasher = hashlib.sha256()
     with reading(location), location.open() as file:
-        return file_sha256(_Plain(file))
+        while len(data := file.read_buffer(_HASHED_BYTES)):
+            hasher.update(data)
+    return hasher.hexdigest()
 
 
-class _Plain:
-    """An Arrow file under the two methods that hashlib asks for."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return int(self._file.readinto(buffer))
-
-
-def _fingerprint(file: Any, size: int) -> tuple[Format, str, int]:
-    """Return (format, footer hash, rows where already known)."""
+def _fingerprint(file: Any, size: int) -> tuple[Format, str, list[Message]]:
+    """Return (format, footer hash, messages of a stream)."""
     head = bytes(file.read(min(size, 8)))
     if head[:4] == b"PAR1":
-        return "parquet", _sha256(_footer_bytes(file, size, b"PAR1")), 0
+        return "parquet", _sha256(_footer_bytes(file, size, b"PAR1")), []
     if head[:6] == b"ARROW1":
-        return "ipc-file", _sha256(_footer_bytes(file, size, b"ARROW1")), 0
+        return "ipc-file", _sha256(_footer_bytes(file, size, b"ARROW1")), []
     if head[:4] == b"\xff\xff\xff\xff":
-        hasher, rows = hashlib.sha256(), 0
+        hasher, messages = hashlib.sha256(), []
         for message in ipc_messages.walk_stream(file, size):
             hasher.update(message.metadata)
-            rows += message.rows or 0
-        return "ipc-stream", hasher.hexdigest(), rows
+            messages.append(message)
+        return "ipc-stream", hasher.hexdigest(), messages
     raise ValueError("it starts with no Parquet or Arrow signature")
 
 
@@ -169,8 +163,8 @@ def _footer_bytes(file: Any, size: int, magic: bytes) -> bytes:
     return bytes(file.read(length))
 
 
-def _ipc_chunk_rows(file: Any, size: int) -> list[int]:
-    return ipc_messages.file_rows(file, _footer_bytes(file, size, b"ARROW1"), size)
+def _file_batches(file: Any, size: int) -> list[Message]:
+    return ipc_messages.file_batches(file, _footer_bytes(file, size, b"ARROW1"), size)
 
 
 def _row_groups(metadata: Any) -> list[int]:
@@ -178,6 +172,36 @@ def _row_groups(metadata: Any) -> list[int]:
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError(f"its row groups hold {sum(rows)} rows, its footer says otherwise")
     return rows
+
+
+def _small_runs(places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Return runs of neighbouring record batches that are too small for a request each."""
+    runs: list[list[tuple[int, int]]] = []
+    held = _RUN_BYTES
+    for start, stop in places:
+        if stop - start >= _RUN_BYTES:
+            held = _RUN_BYTES
+            continue
+        if held + stop - start > _RUN_BYTES:
+            runs.append([])
+            held = 0
+        runs[-1].append((start, stop))
+        held += stop - start
+    return runs
+
+
+def _column_ranges(metadata: Any, columns: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Return where each row group's chunks of some columns stand."""
+    names = [metadata.schema.column(j).path for j in range(metadata.num_columns)]
+    wanted = [j for j, n in enumerate(names) if any(f"{n}.".startswith(f"{c}.") for c in columns)]
+    groups = []
+    for i in range(metadata.num_row_groups):
+        chunks = [metadata.row_group(i).column(j) for j in wanted]
+        starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset))) for c in chunks]
+        groups.append(
+            [(at, at + c.total_compressed_size) for at, c in zip(starts, chunks, strict=True)]
+        )
+    return groups
 
 
 @contextmanager
@@ -198,8 +222,7 @@ def reading(location: Location, size: int | None = None) -> Iterator[None]:
         MemoryError,
         struct.error,
     ) as error:
-        network = isinstance(error, ConnectionError | TimeoutError | PermissionError)
-        if network or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(location, error) from error
         what = str(location) if size is None else f"{location} ({size:,} bytes)"
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
@@ -236,34 +259,32 @@ class FragmentReader:
         self._lock = Lock()  # one decode at a time: Arrow's readers promise nothing for threads
         self._parquet: pq.ParquetFile | None = None
         self._ipc: Any = None
-        self._batches: list[pa.RecordBatch] = []
         self._validated: set[int] = set()  # chunks of an IPC file or stream
         self._file = ref.location.open()
         try:
             with reading(ref.location, ref.bytes):
                 self._open()
                 self._choose(columns, expected)
+                if not ref.location.is_local:
+                    self._expect()
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> None:
-        size = self.ref.location.size()
+        size = int(self._file.size())
         if size != self.ref.bytes:
             self._changed(f"{self.ref.bytes:,} bytes", f"{size:,} bytes")
-        if self.ref.footer_hash:
-            found = _fingerprint(self._file, size)[1]
-            if found != self.ref.footer_hash:
-                self._changed(f"footer {self.ref.footer_hash[:16]}…", f"footer {found[:16]}…")
-            self._file.seek(0)
-        head = bytes(self._file.read(8))
+        format_, found, messages = _fingerprint(self._file, size)
+        if self.ref.footer_hash and found != self.ref.footer_hash:
+            self._changed(f"footer {self.ref.footer_hash[:16]}…", f"footer {found[:16]}…")
         self._file.seek(0)
-        if head[:4] == b"PAR1":
+        if format_ == "parquet":
             self._open_parquet()
-        elif head[:6] == b"ARROW1":
+        elif format_ == "ipc-file":
             self._open_ipc_file()
         else:
-            self._open_ipc_stream()
+            self._open_ipc_stream(messages)
         if self.rows != self.ref.rows:
             self._changed(f"{self.ref.rows:,} rows", f"{self.rows:,} rows")
 
@@ -280,17 +301,36 @@ class FragmentReader:
         self.schema: pa.Schema = self._parquet.schema_arrow
 
     def _open_ipc_file(self) -> None:
-        self.chunk_rows = np.array(_ipc_chunk_rows(self._file, self.ref.bytes), dtype=np.int64)
+        self._listed(_file_batches(self._file, self.ref.bytes))
         self._file.seek(0)
         self._ipc = pa.ipc.open_file(self._file)
         self.schema = self._ipc.schema
 
-    def _open_ipc_stream(self) -> None:
-        # A stream has no index; over a memory map its batches are views, so all can be listed.
-        reader = pa.ipc.open_stream(self._file)
-        self.schema = reader.schema
-        self._batches = list(reader)
-        self.chunk_rows = np.array([b.num_rows for b in self._batches], dtype=np.int64)
+    def _open_ipc_stream(self, messages: list[Message]) -> None:
+        local = self.ref.location.is_local
+        self._ipc = MappedStream(self._file) if local else RangedStream(self._file, messages)
+        self.schema = self._ipc.schema
+        self._listed(messages)
+
+    def _listed(self, messages: list[Message]) -> None:
+        batches = [m for m in messages if m.rows is not None]
+        self.chunk_rows = np.array([m.rows for m in batches], dtype=np.int64)
+        self._places = [(m.start, m.stop) for m in batches]
+
+    def _expect(self) -> None:
+        """Let a remote file fetch in one go what is read together, and no other columns.
+
+        Arrow's `pre_buffer` would do it for Parquet, but holds what it read of the whole file.
+        """
+        if self._parquet is not None:
+            self._file.expect(_column_ranges(self._parquet.metadata, self.columns))
+            return
+        self._file.expect(_small_runs(self._places))
+        if isinstance(self._ipc, pa.RecordBatchFileReader) and self.columns:
+            fields = sorted(self.schema.get_field_index(name) for name in self.columns)
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            self._file.seek(0)
+            self._ipc = pa.ipc.open_file(self._file, options=options)
 
     def _choose(self, columns: Sequence[str] | None, expected: pa.Schema | None) -> None:
         """Settle the columns and the plain types in which they are given out."""
@@ -322,8 +362,7 @@ class FragmentReader:
             if self._parquet is not None:
                 table = self._parquet.read_row_group(index, columns=self.columns, use_threads=False)
                 return self._plain(_one_batch(table.select(self.columns)))
-            batch = self._batches[index] if self._batches else self._ipc.get_batch(index)
-            batch = batch.select(self.columns)
+            batch = self._ipc.get_batch(index).select(self.columns)
             if index not in self._validated:
                 # Arrow trusts the offsets of strings and lists: a damaged one ends the process.
                 batch.validate(full=True)
@@ -356,7 +395,7 @@ class FragmentReader:
 
     def close(self) -> None:
         """Drop the handles; chunks already given out stay valid."""
-        self._batches, self._parquet, self._ipc = [], None, None
+        self._parquet, self._ipc = None, None
         self._file.close()
 
 

@@ -14,18 +14,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Block", "StreamMessage", "file_blocks", "file_footer", "file_rows", "walk_stream"]
+__all__ = ["Block", "Message", "file_batches", "file_blocks", "file_footer", "walk_stream"]
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _RECORD_BATCH = 3
 
 
 @dataclass(frozen=True)
-class StreamMessage:
-    """Metadata bytes of one message; `rows` is None unless it is a record batch."""
+class Message:
+    """One message: its metadata, where it stands, and the rows of a record batch, else None."""
 
     metadata: bytes
     rows: int | None
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,29 @@ def file_blocks(footer: bytes) -> list[Block]:
     return [Block(*struct.unpack_from("<qi4xq", footer, vector + 4 + 24 * i)) for i in range(count)]
 
 
-def file_rows(file: Any, footer: bytes, size: int) -> list[int]:
-    """Return the rows of each record batch of an IPC file of `size` bytes."""
-    rows = []
-    for number, block in enumerate(file_blocks(footer)):
+def file_batches(file: Any, footer: bytes, size: int) -> list[Message]:
+    """Return the record batches of an IPC file of `size` bytes."""
+    batches = []
+    blocks = file_blocks(footer)
+    for number, block in enumerate(blocks):
         end = block.offset + block.metadata + block.body
         if min(block.offset, block.metadata, block.body) < 0 or end > size:
             raise ValueError(f"record batch {number} lies outside the file")
+    if hasattr(file, "keep"):  # a remote file: all in a few requests at the same time
+        file.keep([(b.offset, b.offset + b.metadata) for b in blocks])
+    for number, block in enumerate(blocks):
         file.seek(block.offset)
         metadata = bytes(file.read(block.metadata))
         skip = 8 if metadata[:4] == _CONTINUATION else 4
-        found, _ = _rows_and_body(metadata[skip:])
-        if found is None:
+        rows, _ = _rows_and_body(metadata[skip:])
+        if rows is None:
             raise ValueError(f"the footer's record batch {number} is none")
-        rows.append(found)
-    return rows
+        stop = block.offset + block.metadata + block.body
+        batches.append(Message(metadata, rows, block.offset, stop))
+    return batches
 
 
-def walk_stream(file: Any, size: int) -> Iterator[StreamMessage]:
+def walk_stream(file: Any, size: int) -> Iterator[Message]:
     """Yield the messages of a stream of `size` bytes; raise ValueError where it is cut."""
     position = 0
     while position < size:
@@ -94,10 +101,10 @@ def walk_stream(file: Any, size: int) -> Iterator[StreamMessage]:
             rows, body = _rows_and_body(metadata)
         except struct.error:
             raise ValueError(f"the metadata of the message at byte {position} is damaged") from None
-        position += 8 + length + body
+        start, position = position, position + 8 + length + body
         if position > size:
             raise ValueError("the stream ends inside a message body")
-        yield StreamMessage(metadata, rows)
+        yield Message(metadata, rows, start, position)
 
 
 def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from .commit import hold
 from .errors import ManifestError, StorageError
 from .manifest_header import HEADER, read_header
-from .storage import storing
+from .storage import locate, storing
 
 __all__ = ["Leftover", "leftovers", "remove"]
 
@@ -48,12 +48,15 @@ class Leftover:
     bytes : int
     age_hours : float
         Since it was last written to.
+    upload_id : str
+        On a store, of an upload that was not completed; see `store_leftovers`.
     """
 
     path: str
     kind: str
     bytes: int
     age_hours: float
+    upload_id: str = ""
 
 
 def leftovers(root: str | os.PathLike[str], older_than_hours: float = 24) -> list[Leftover]:
@@ -127,7 +130,7 @@ def _unreferenced(folder: Path, names: list[str]) -> Iterator[str]:
     """
     candidates = [name for name in names if _PARTS.fullmatch(name)]
     try:
-        header = read_header(folder) if candidates else {}
+        header = read_header(locate(folder)) if candidates else {}
     except ManifestError as error:
         _log.warning("%s Nothing beside it is looked at.", error)
         return

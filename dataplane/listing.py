@@ -7,16 +7,18 @@ is opened here.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from .canonical import has_utf8
-from .errors import DatasetError
-from .fragments import SUFFIXES
+from .errors import DatasetError, MissingFileError
+from .fragments import FOOTER_THREADS, SUFFIXES
 from .storage import Location, is_hidden, locate, natural_key
 
 __all__ = ["Listed", "list_sources"]
@@ -75,18 +77,32 @@ def _list_source(name: str, where: Any, options: Mapping[str, Any] | None) -> li
         if not has_utf8(relative):
             raise DatasetError(f"{str(place)!r}: the file's name is not UTF-8; rename it.")
     chosen.sort(key=lambda f: natural_key(f[0]))
-    return [
-        Listed(name, relative, place, place.size() if size is None else size)
-        for relative, place, size in chosen
-    ]
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        sizes = pool.map(lambda f: f[1].size() if f[2] is None else f[2], chosen)
+        return [Listed(name, f[0], f[1], size) for f, size in zip(chosen, sizes, strict=True)]
 
 
 def _list_place(location: Location) -> _Files:
     if re.search(r"[*?\[]", location.path) and not location.exists():
         return _list_glob(location)
-    if location.is_dir():
-        return [(rel, location.join(rel), size) for rel, size in location.files()]
-    return [(location.name, location, location.size())]  # or says why it cannot be reached
+    if location.is_local:
+        if location.is_dir():
+            return [(rel, location.join(rel), size) for rel, size in location.files()]
+        return [(location.name, location, location.size())]  # or says why it cannot be reached
+    return _list_remote(location)
+
+
+def _list_remote(location: Location) -> _Files:
+    """Ask for a file first where it is named like one: on the web a listing would download it."""
+    named_like_data = location.name.lower().endswith(SUFFIXES)
+    if named_like_data:
+        with contextlib.suppress(MissingFileError):
+            return [(location.name, location, location.size())]
+    with contextlib.suppress(MissingFileError):
+        found: _Files = [(rel, location.join(rel), size) for rel, size in location.files()]
+        if found or location.is_dir():
+            return found
+    return [(location.name, location, location.size())]
 
 
 def _list_glob(pattern: Location) -> _Files:
@@ -94,8 +110,8 @@ def _list_glob(pattern: Location) -> _Files:
     fixed = re.split(r"[*?\[]", pattern.path, maxsplit=1)[0]
     root = fixed[: fixed.rfind("/") + 1]
     hidden_too = is_hidden(pattern.path[len(root) :])
-    found = [(p.path.removeprefix(root), p) for p in pattern.glob() if not p.is_dir()]
-    return [(rel, place, None) for rel, place in found if hidden_too or not is_hidden(rel)]
+    found = [(place.path.removeprefix(root), place, size) for place, size in pattern.glob()]
+    return [f for f in found if hidden_too or not is_hidden(f[0])]
 
 
 def _list_files(places: list[Location]) -> _Files:

@@ -80,10 +80,12 @@ from .epoch_count import recount
 from .epochs import Epoch, EpochRecord, RecipeRecord, StoredEpoch
 from .errors import ManifestCorruptError, ManifestError
 from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
-from .manifest_part import PartReader, PartRecord, part_schema
+from .manifest_part import PartRecord, part_schema
+from .part_reader import open_parts
 from .plan import SideColumn, Unit, WeightSemantics
 from .recipe import RecipeEpoch, RecipeRows, WeightClass
 from .snapshot import Snapshot
+from .storage import Location, locate
 
 __all__ = ["HEADER", "SCHEMA_VERSION", "Manifest"]
 
@@ -95,7 +97,10 @@ class Manifest:
 
     Attributes
     ----------
-    path : Path
+    path : Path or str
+        As it was opened; the text of a URI.
+    location : Location
+        Where its files are.
     manifest_id : str
     identity, provenance : dict
     snapshot : Snapshot
@@ -104,8 +109,9 @@ class Manifest:
     weight_semantics : {'importance', 'cluster'} or None
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | str, location: Location, header: Mapping[str, Any]) -> None:
         self.path = path
+        self.location = location
         self.manifest_id: str = header["manifest_id"]
         self.identity: dict[str, Any] = header["identity"]
         self.provenance: dict[str, Any] = header["provenance"]
@@ -119,43 +125,50 @@ class Manifest:
         self.records = {record.epoch: record for record in records}
         self.parts = [PartRecord.from_json(p) for p in self.provenance["parts"]]
         schema = part_schema(self.weight_semantics is not None, self.side_columns)
-        self._readers = [PartReader(path / p.name, p, schema) for p in self.parts]
+        self._readers = open_parts(location, self.parts, schema)
         listed: Counter[int] = Counter()
         for part in self.parts:
             listed[part.epoch] += part.micro_batches
         bitmaps = [BitmapRecord.from_json(b) for b in self.provenance.get("bitmaps", [])]
-        self._bitmaps = {b.sha256: BitmapFile(path / b.name, b) for b in bitmaps}
+        self._bitmaps = {b.sha256: BitmapFile(location.join(b.name), b) for b in bitmaps}
         self._recipe_rows: tuple[RecipeRecord, RecipeRows] | None = None
         for record in records:
             if record.recipe is not None:
                 self._check_recipe(record.recipe)
             elif listed[record.epoch] != record.micro_batches:
                 raise ManifestCorruptError(
-                    f"{path / HEADER}, epoch {record.epoch}: expected {record.micro_batches} "
-                    f"micro-batches, the parts list {listed[record.epoch]}. Plan anew."
+                    f"{location.join(HEADER)}, epoch {record.epoch}: expected "
+                    f"{record.micro_batches} micro-batches, the parts list "
+                    f"{listed[record.epoch]}. Plan anew."
                 )
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, verify: Literal["header", "all"] = "header"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: Literal["header", "all"] = "header",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Open a manifest directory.
 
         Parameters
         ----------
-        path : path
+        path : path or URI
         verify : {'header', 'all'}
             ``'header'`` checks the header and the parts' frames, blocks when they are touched;
             ``'all'`` checks every byte now.
+        storage_options : mapping, optional
+            Options of the filesystem (credentials, endpoints), for a URI.
 
         Raises
         ------
-        ManifestCorruptError, ManifestVersionError, ManifestError
+        ManifestCorruptError, ManifestVersionError, ManifestError, StorageError
         """
-        folder = Path(path)
-        header = read_header(folder)
-        with malformed(folder / HEADER):
-            manifest = cls(folder, header)
+        location = locate(path, storage_options)
+        header = read_header(location)
+        with malformed(location):
+            manifest = cls(location.as_named(path), location, header)
         if verify == "all":
             manifest.verify()
         return manifest
@@ -213,8 +226,8 @@ class Manifest:
             held = self._bitmaps.get(c.bitmap)
             if held is None or held.record.bytes != 8 * words:
                 raise ManifestCorruptError(
-                    f"{self.path / HEADER}: expected a bitmap {c.bitmap} of {8 * words:,} bytes, "
-                    "which the header does not list. Plan anew."
+                    f"{self.location.join(HEADER)}: expected a bitmap {c.bitmap} of "
+                    f"{8 * words:,} bytes, which the header does not list. Plan anew."
                 )
 
     def _rows_of(self, recipe: RecipeRecord) -> RecipeRows:

@@ -11,12 +11,20 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .canonical import compact_json, pretty_json
-from .errors import ManifestCorruptError, ManifestError, ManifestVersionError, nearest
+from .errors import (
+    BatchloomError,
+    ManifestCorruptError,
+    ManifestError,
+    ManifestVersionError,
+    MissingFileError,
+    StorageError,
+    nearest,
+)
+from .storage import Location
 
 __all__ = ["FORMAT", "HEADER", "SCHEMA_VERSION", "header_bytes", "malformed", "read_header"]
 
@@ -51,16 +59,18 @@ def _hashes(identity: Any, provenance: Any) -> tuple[str, str]:
     return hashlib.sha256(what).hexdigest(), hashlib.sha256(both).hexdigest()
 
 
-def read_header(folder: Path) -> dict[str, Any]:
+def read_header(folder: Location) -> dict[str, Any]:
     """Read and check a manifest's header; see `manifest.Manifest.open` for the errors."""
-    path = folder / HEADER
+    path = folder.join(HEADER)
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError(_what_is(folder)) from None
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
-    with malformed(path):
+    except MissingFileError as error:
+        raise ManifestError(_what_is(folder, error)) from None
+    except StorageError as error:
+        if not folder.is_local:
+            raise
+        raise ManifestError(str(error)) from error
+    with malformed(folder):
         header: dict[str, Any] = json.loads(data)
         if not isinstance(header, dict) or set(header) != _ENVELOPE:
             raise ManifestCorruptError(
@@ -78,7 +88,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _edited(path: Path, expected: str, found: str) -> ManifestCorruptError:
+def _edited(path: Location, expected: str, found: str) -> ManifestCorruptError:
     return ManifestCorruptError(
         f"{path}: expected {expected}, found {found}. The header was edited or damaged; copy the "
         "manifest again or plan anew."
@@ -86,20 +96,20 @@ def _edited(path: Path, expected: str, found: str) -> ManifestCorruptError:
 
 
 @contextmanager
-def malformed(path: Path) -> Iterator[None]:
+def malformed(folder: Location) -> Iterator[None]:
     """Turn what a header of another shape raises into `ManifestCorruptError`."""
     try:
         yield
-    except ManifestError:
+    except BatchloomError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestCorruptError(
-            f"{path} is not a manifest's header: {type(error).__name__}: {error}. "
+            f"{folder.join(HEADER)} is not a manifest's header: {type(error).__name__}: {error}. "
             "Copy the manifest again or plan anew."
         ) from error
 
 
-def _check_version(path: Path, identity: Mapping[str, Any]) -> None:
+def _check_version(path: Location, identity: Mapping[str, Any]) -> None:
     if identity.get("format") != FORMAT:
         raise ManifestCorruptError(
             f"{path}: expected format '{FORMAT}', found {identity.get('format')!r}."
@@ -126,10 +136,16 @@ def _check_version(path: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _what_is(folder: Path) -> str:
-    if not folder.exists():
-        siblings = [p.name for p in folder.parent.glob("*")] if folder.parent.is_dir() else []
-        return f"There is no manifest at {folder}.{nearest(folder.name, siblings)}"
-    if any(folder.glob(f"epochs-*/{HEADER}")):
+def _what_is(folder: Location, error: MissingFileError) -> str:
+    """Say what is in the place of a manifest that is not there."""
+    if "bucket" in str(error):
+        return f"There is no manifest at {folder}: there is no such bucket."
+    names = [name for name, _ in folder.entries()]
+    if any(folder.join(name).join(HEADER).exists() for name in names if name[:7] == "epochs-"):
         return f"{folder} is a series of manifests; name a member of it."
-    return f"{folder} is not a manifest: it holds no {HEADER}."
+    if names or (folder.is_local and folder.exists()):
+        return f"{folder} is not a manifest: it holds no {HEADER}."
+    siblings: list[str] = []
+    with suppress(BatchloomError):  # a store may not let us look around
+        siblings = [name for name, _ in folder.parent().entries()]
+    return f"There is no manifest at {folder}.{nearest(folder.name, siblings)}"

@@ -1,36 +1,30 @@
 """One part of a manifest: an Arrow IPC file whose record batches are blocks of micro-batches.
 
-See `manifest` for the format. Here a block is encoded and decoded, and hashed three ways: the bytes
-of its body, the bytes outside all bodies (the *frame*), and its logical content.
+See `manifest` for the format. Here a block is encoded, and hashed three ways: the bytes of its
+body, the bytes outside all bodies (the *frame*), and its logical content. `part_reader` reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from .canonical import known_fields
-from .columns import as_arrow, as_numpy
+from .columns import as_arrow
 from .commit import sync_path
-from .errors import ManifestCorruptError
 from .ipc_messages import file_blocks, file_footer
-from .plan import BatchPlan, Ragged, SideColumn, SideValue
+from .plan import BatchPlan, Ragged, SideColumn
 from .storage import storing
 
-__all__ = ["BlockRecord", "PartReader", "PartRecord", "PartWriter", "block_digest"]
-
-_CACHED_BLOCKS = 64
+__all__ = ["BlockRecord", "PartRecord", "PartWriter", "block_digest", "part_schema"]
 
 # The bytes of a part are part of its name: nothing about them is left to the environment, where
 # ARROW_PRE_0_15_IPC_FORMAT would change them.
@@ -163,9 +157,6 @@ def block_digest(plan: BatchPlan, side: Sequence[SideColumn]) -> bytes:
     return hasher.digest()
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
 class PartWriter:
     """Writes one part into a staging folder; `finish` names it by its content.
 
@@ -222,141 +213,3 @@ class PartWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-class PartReader:
-    """A mapped part: its frame is checked at opening, a block's hash when it is first touched.
-
-    May be used from several threads.
-    """
-
-    def __init__(self, path: Path, record: PartRecord, schema: pa.Schema) -> None:
-        self.path = path
-        self.record = record
-        self._schema = schema
-        self._verified: set[int] = set()
-        self._blocks: OrderedDict[int, BatchPlan] = OrderedDict()
-        self._lock = Lock()
-        self._reader: Any = None
-        self._mapped = self._map()
-        self._data = memoryview(self._mapped)
-        self._check_frame()
-
-    def _map(self) -> mmap.mmap:
-        """Map the part so that only what is asked for is read.
-
-        Between two blocks' bodies stand small pieces of frame; the kernel's read-ahead around each
-        would read the whole part for them.
-        """
-        try:
-            size = self.path.stat().st_size
-            if size != self.record.bytes:
-                raise ManifestCorruptError(
-                    f"{self.path}: expected {self.record.bytes:,} bytes, found {size:,}. "
-                    "The part is truncated or was replaced; copy the manifest again or plan anew."
-                )
-            with open(self.path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise ManifestCorruptError(
-                f"{self.path} is missing; the manifest names it. Copy the manifest again or plan "
-                "anew."
-            ) from None
-        except OSError as error:
-            raise ManifestCorruptError(f"{self.path} cannot be read: {error}.") from error
-        mapped.madvise(mmap.MADV_RANDOM)
-        return mapped
-
-    def _check_frame(self) -> None:
-        hasher, at = hashlib.sha256(), 0
-        for block in self.record.blocks:
-            hasher.update(self._data[at : block.offset])
-            at = block.offset + block.length
-        hasher.update(self._data[at:])
-        if hasher.hexdigest() != self.record.frame_sha256:
-            raise self._corrupt("frame", self.record.frame_sha256, hasher.hexdigest())
-
-    def verify_block(self, index: int) -> None:
-        """Compare a block's bytes with its hash, once."""
-        if index in self._verified:
-            return
-        block = self.record.blocks[index]
-        page = block.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        self._mapped.madvise(mmap.MADV_WILLNEED, page, block.offset + block.length - page)
-        body = self._data[block.offset : block.offset + block.length]
-        found = hashlib.sha256(body).hexdigest()
-        if found != block.sha256:
-            raise self._corrupt(f"block {index}", block.sha256, found)
-        self._verified.add(index)
-
-    def check_all(self) -> None:
-        """Check the frame and every block: each byte once."""
-        self._check_frame()
-        self._verified.clear()
-        for index in range(len(self.record.blocks)):
-            self.verify_block(index)
-
-    def block(self, index: int) -> BatchPlan:
-        """Return a verified block as views of the map."""
-        plan = self._blocks.get(index)
-        if plan is None:
-            with self._lock:
-                plan = self._load(index)
-                self._blocks[index] = plan
-                if len(self._blocks) > _CACHED_BLOCKS:
-                    self._blocks.popitem(last=False)
-        return plan
-
-    def _load(self, index: int) -> BatchPlan:
-        self.verify_block(index)
-        try:
-            if self._reader is None:
-                self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._data)))
-            if not self._reader.schema.equals(self._schema):
-                raise self._corrupt("columns", self._schema.names, self._reader.schema.names)
-            plan = _decode(self._reader.get_batch(index))
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise self._corrupt(f"block {index}", "a record batch", error) from error
-        block = self.record.blocks[index]
-        for what, expected, found in (
-            ("micro-batches", block.micro_batches, len(plan)),
-            ("rows", block.rows, len(plan.rows)),
-            ("first step", block.first_step, int(plan.step[0])),
-        ):
-            if expected != found:
-                raise self._corrupt(f"block {index}", f"{what} {expected}", found)
-        return plan
-
-    def _corrupt(self, where: str, expected: Any, found: Any) -> ManifestCorruptError:
-        return ManifestCorruptError(
-            f"{self.path}, {where}: expected {expected}, found {found}. No row of it was "
-            "delivered; copy the manifest again or plan anew."
-        )
-
-
-def _decode(batch: pa.RecordBatch) -> BatchPlan:
-    rows = batch.column("rows")
-    offsets = as_numpy(rows.offsets)
-    weights = batch.column("weights").values if "weights" in batch.schema.names else None
-    side: dict[str, SideValue] = {}
-    for name in batch.schema.names:
-        if name in ("step", "micro", "rows", "weights"):
-            continue
-        column = batch.column(name)
-        if pa.types.is_large_list(column.type):
-            column = column.values
-            if pa.types.is_large_list(column.type):
-                side[name] = Ragged(as_numpy(column.offsets), as_numpy(column.values))
-                continue
-        side[name] = as_numpy(column)
-    return BatchPlan(
-        offsets,
-        as_numpy(rows.values),
-        None if weights is None else as_numpy(weights),
-        as_numpy(batch.column("step")),
-        as_numpy(batch.column("micro")),
-        side,
-    )

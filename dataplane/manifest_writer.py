@@ -17,33 +17,27 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 from .bitmap import Bitmap
 from .bitmap_file import BitmapRecord, write_bitmap
 from .canonical import digest, plain_json
-from .commit import link_or_copy, publish, staging, write_synced
+from .commit import bring
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_count import recount_epoch
 from .epoch_writer import EpochWriter
 from .epochs import EpochRecord
-from .errors import (
-    ManifestConflictError,
-    ManifestError,
-    ParameterError,
-    SelectionError,
-    StorageError,
-)
+from .errors import ManifestConflictError, ManifestError, ParameterError, SelectionError
 from .manifest import Manifest, records_to_json
-from .manifest_header import FORMAT, HEADER, RECIPE, SCHEMA_VERSION, header_bytes
+from .manifest_header import FORMAT, RECIPE, SCHEMA_VERSION, header_bytes
 from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
 from .random import checked_seed
 from .recipe import RecipeEpoch, RecipeRows, WeightClass, describe_recipe
 from .snapshot import Snapshot
 from .storage import storing
+from .targets import Target, target_at
 
 __all__ = ["ManifestWriter"]
 
@@ -53,7 +47,7 @@ class ManifestWriter:
 
     Parameters
     ----------
-    target : path
+    target : path, URI or Target
         Directory to make.
     snapshot : Snapshot
         The dataset's fragment table; every planned row must be in it.
@@ -70,11 +64,18 @@ class ManifestWriter:
         the signals used.
     deep_hashes : mapping, optional
         SHA-256 of the dataset's files by fragment label.
+    storage_options : mapping, optional
+        Options of the target's filesystem, for a URI.
+
+    Raises
+    ------
+    ManifestConflictError, StorageError
+        Where the target holds something else, or cannot be committed to.
     """
 
     def __init__(
         self,
-        target: str | os.PathLike[str],
+        target: str | os.PathLike[str] | Target,
         *,
         snapshot: Snapshot,
         stages: Sequence[Mapping[str, Any]] = (),
@@ -86,10 +87,11 @@ class ManifestWriter:
         materialized_from: str | None = None,
         signals: str | None = None,
         deep_hashes: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.target = Path(target)
-        self._place = Path(os.path.realpath(target))  # a link may name it; renames must not hit it
-        refuse_foreign_target(self._place)
+        made = target if isinstance(target, Target) else target_at(target, storage_options)
+        self._target, self.target = made, made.given
+        self._target.prepare()
         _refuse_unknown("unit", unit, get_args(Unit))
         _refuse_unknown("weight_semantics", weight_semantics, (None, *get_args(WeightSemantics)))
         if len({c.name for c in side}) < len(side):
@@ -122,7 +124,8 @@ class ManifestWriter:
         self._fragments: set[int] = set()
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
-        self._folder = self._cleanup.enter_context(staging(self._place))
+        self._folder = self._cleanup.enter_context(self._target.scratch())
+        self._cleanup.callback(self._target.close)
 
     def __enter__(self) -> ManifestWriter:
         return self
@@ -164,7 +167,13 @@ class ManifestWriter:
         """
         number = self._next_epoch(number)
         self._open = epoch = EpochWriter(
-            number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
+            number,
+            self._folder,
+            len(self._parts),
+            self._snapshot,
+            self._schema,
+            self._side,
+            self._target.take,
         )
         try:
             yield
@@ -276,7 +285,9 @@ class ManifestWriter:
         parts = [part for part in source.parts if part.epoch == number]
         with storing("Taking over the parts of an epoch", self._folder):
             for part in parts:
-                link_or_copy(source.path / part.name, self._folder / part.name, part.sha256)
+                place = self._folder / part.name
+                bring(source.location.join(part.name), place, part.sha256)
+                self._target.take(place)
         self._records.append(record)
         self._parts += parts
         self._fragments.update(fragments)
@@ -341,63 +352,33 @@ class ManifestWriter:
         }
         if self._bitmaps:
             provenance["bitmaps"] = [vars(self._bitmaps[name]) for name in sorted(self._bitmaps)]
-        header = header_bytes(identity, provenance)
-        with storing("Writing the manifest's header", self._folder):
-            if self._deep_hashes is not None:
-                write_deep_hashes(self._folder, self._deep_hashes)
-            write_synced(self._folder / HEADER, header)
-        if not publish(self._folder, self._place):
+        if self._deep_hashes is not None:
+            write_deep_hashes(self._folder, self._deep_hashes)
+        if not self._target.publish(self._folder, header_bytes(identity, provenance)):
             self._accept_existing(identity)
         self.abandon()
-        return Manifest.open(self.target)
+        return self._committed()
+
+    def _committed(self) -> Manifest:
+        return Manifest.open(self.target, storage_options=self._target.location.options)
 
     def _accept_existing(self, identity: Mapping[str, Any]) -> None:
-        refuse_foreign_target(self._place)
-        mine, there = digest(identity), Manifest.open(self.target).manifest_id
+        self._target.refuse_foreign()
+        mine, there = digest(identity), self._committed().manifest_id
         if mine != there:
             raise ManifestConflictError(
                 f"{self.target} holds another manifest: expected id {mine}, found {there}. "
                 "Choose another target, or remove that one first."
             )
-        if self._deep_hashes is not None and find_deep_hashes(self._place) is None:
-            write_deep_hashes(self._place, self._deep_hashes)
+        place = self._target.location
+        if self._deep_hashes is not None and find_deep_hashes(place) is None:
+            write_deep_hashes(place, self._deep_hashes)
 
 
 def _refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
         choices = ", ".join(repr(k) for k in known)
         raise ParameterError(f"A manifest's '{name}' must be one of {choices}. Got {value!r}.")
-
-
-def refuse_foreign_target(target: Path) -> None:
-    """Raise `ManifestConflictError` where the target holds something that is no manifest."""
-    with storing("Looking at the target", target):
-        if target.exists() and not target.is_dir():
-            raise ManifestConflictError(f"{target} is a file; choose another target.")
-        if not target.is_dir() or (target / HEADER).exists():
-            return
-        if any(target.iterdir()):
-            raise ManifestConflictError(
-                f"{target} holds other files and no manifest; choose another target."
-            )
-        if os.path.ismount(target):
-            raise ManifestConflictError(
-                f"{target} is a mount point, which no rename can replace; choose a folder in it."
-            )
-
-
-def check_space(folder: Path, bytes_needed: int) -> None:
-    """Raise `StorageError` where the disk has no room for what is about to be written."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    status = os.statvfs(there)
-    free = status.f_bavail * status.f_frsize
-    if status.f_blocks and bytes_needed > free:
-        raise StorageError(
-            f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
-            "Free some space or choose another target; nothing was written."
-        )
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from .dataset import Dataset, DatasetLike
 from .epochs import Epoch
 from .errors import ManifestError, SelectionError
 from .manifest import HEADER, Manifest
+from .storage import locate
 
 __all__ = ["Plan", "Series", "member_name", "open_plan"]
 
@@ -33,21 +34,34 @@ class Series:
 
     Attributes
     ----------
-    path : Path
+    path : Path or str
+        As it was opened; the text of a URI.
+    location : Location
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.location = locate(path, storage_options)
+        self.path = self.location.as_named(path)
+        self._whole: set[str] = set()  # names of members that have their header
         self._members: dict[tuple[int, int], Manifest] = {}
         self._checked: set[tuple[int, int]] = set()
         self.refresh()
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, verify: Literal["header", "all"] = "header"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: Literal["header", "all"] = "header",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Series:
         """Open a series that has at least one member."""
-        series = cls(path)
+        series = cls(path, storage_options=storage_options)
         if not series.ranges:
             raise ManifestError(f"{path} is not a series: it holds no epochs-… member.")
         if verify == "all":
@@ -57,11 +71,12 @@ class Series:
     def refresh(self) -> None:
         """Look for members that were added."""
         found = []
-        for entry in self.path.iterdir() if self.path.is_dir() else ():
-            match = _MEMBER.fullmatch(entry.name)
-            if match and (entry / HEADER).exists():
+        for name, _ in self.location.entries():
+            match = _MEMBER.fullmatch(name)
+            if match and self._has_header(name):
                 if int(match[1]) >= int(match[2]):
-                    raise ManifestError(f"{entry} is named by no range of epochs; rename it.")
+                    place = self.location.join(name)
+                    raise ManifestError(f"{place} is named by no range of epochs; rename it.")
                 found.append((int(match[1]), int(match[2])))
         self.ranges: list[tuple[int, int]] = sorted(found)
         for before, after in zip(self.ranges, self.ranges[1:], strict=False):
@@ -70,6 +85,14 @@ class Series:
                     f"{self.path}: {member_name(*before)} and {member_name(*after)} overlap; "
                     "remove one of them."
                 )
+
+    def _has_header(self, name: str) -> bool:
+        """Whether a member is committed; a store is not asked twice of one that is."""
+        if self.location.is_local or name not in self._whole:
+            if not self.location.join(name).join(HEADER).exists():
+                return False
+            self._whole.add(name)
+        return True
 
     def member(self, start: int, stop: int) -> Manifest:
         """Return one member, checked against its name and the member before it."""
@@ -84,7 +107,7 @@ class Series:
             before = self._before(start)
             if before is not None and manifest.parent != before.manifest_id:
                 raise ManifestError(
-                    f"{manifest.path} does not continue {before.path.name}: expected parent "
+                    f"{manifest.path} does not continue {before.location.name}: expected parent "
                     f"{before.manifest_id}, found {manifest.parent}. Plan that epoch again."
                 )
             self._checked.add((start, stop))
@@ -93,9 +116,13 @@ class Series:
     def _opened(self, start: int, stop: int) -> Manifest:
         """Open a member once, whatever it continues: a check does not walk the whole chain."""
         if (start, stop) not in self._members:
-            manifest = Manifest.open(self.path / member_name(start, stop))
+            place = self._place(member_name(start, stop))
+            manifest = Manifest.open(place, storage_options=self.location.options)
             self._members[start, stop] = manifest
         return self._members[start, stop]
+
+    def _place(self, name: str) -> Path | str:
+        return self.path / name if isinstance(self.path, Path) else self.location.join(name).path
 
     def _before(self, start: int) -> Manifest | None:
         """Return the member that ends where another starts."""
@@ -133,8 +160,8 @@ class Series:
         for manifest in self.members:
             manifest.verify(deep=deep)
 
-    def next_member(self, start: int, stop: int) -> tuple[Path, str | None]:
-        """Return (directory, parent id) for new epochs; they must not overlap what is there."""
+    def next_member(self, start: int, stop: int) -> tuple[Path | str, str | None]:
+        """Return (path or URI, parent id) for new epochs; they must not overlap what is there."""
         for a, b in self.ranges:
             if (a, b) != (start, stop) and start < b and a < stop:
                 raise SelectionError(
@@ -142,7 +169,7 @@ class Series:
                 )
         before = self._before(start)
         parent = None if before is None else before.manifest_id
-        return self.path / member_name(start, stop), parent
+        return self._place(member_name(start, stop)), parent
 
 
 Plan: TypeAlias = "Manifest | Series"
@@ -152,11 +179,14 @@ def open_plan(
     path: str | os.PathLike[str] | Manifest | Series,
     *,
     verify: Literal["header", "all"] = "header",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Open a manifest or a series of them."""
+    """Open a manifest or a series of them, by path or URI."""
     if isinstance(path, Manifest | Series):
         return path
-    folder = Path(path)
-    if not (folder / HEADER).exists() and any(folder.glob("epochs-*")):
-        return Series.open(folder, verify=verify)
-    return Manifest.open(folder, verify=verify)
+    folder = locate(path, storage_options)
+    if not folder.join(HEADER).exists() and any(
+        name.startswith("epochs-") for name, _ in folder.entries()
+    ):
+        return Series.open(path, verify=verify, storage_options=storage_options)
+    return Manifest.open(path, verify=verify, storage_options=storage_options)

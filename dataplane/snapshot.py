@@ -14,23 +14,29 @@ bytes, and made on request.)
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .canonical import digest, known_fields, pretty_json
-from .commit import replace_file
+from .commit import write_file
 from .deep_hashes import find_deep_hashes, write_deep_hashes
-from .errors import DatasetChangedError, DatasetError, RowIdError
+from .errors import (
+    DatasetChangedError,
+    DatasetError,
+    MissingFileError,
+    RowIdError,
+    StorageError,
+)
 from .fragments import FOOTER_THREADS
 from .schemas import schema_digest
-from .storage import natural_key, storing
+from .storage import locate, natural_key
 
 __all__ = [
     "Fragment",
@@ -186,20 +192,27 @@ class Snapshot:
         fragments = tuple(known_fields(Fragment, f) for f in value["fragments"])
         return cls(fragments, int(value["next_row_id"]), str(value["schema_digest"]))
 
-    def save(self, path: str | Path) -> None:
-        """Write the snapshot as one JSON file, whole or not at all."""
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the snapshot as one JSON file, whole or not at all; a path or URI."""
         body = {"format": _FORMAT, "fingerprint": self.fingerprint, "snapshot": self.to_json()}
-        target = Path(path)
-        with storing("Writing the snapshot", target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, pretty_json(body))
+        write_file(locate(path, storage_options), pretty_json(body), "Writing the snapshot")
 
     @classmethod
-    def load(cls, path: str | Path) -> Snapshot:
-        """Read a snapshot file, or the snapshot that a manifest holds."""
-        source = Path(path)
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
+        """Read a snapshot file, or the snapshot that a manifest holds; a path or URI."""
+        source = locate(path, storage_options)
         if source.is_dir():
-            source = source / "manifest.json"
+            source = source.join("manifest.json")
         try:
             body = json.loads(source.read_bytes())
             if "identity" in body:
@@ -212,8 +225,8 @@ class Snapshot:
                     )
                 snapshot = cls.from_json(body["snapshot"])
                 expected, found = body["fingerprint"], snapshot.fingerprint
-        except OSError as error:
-            raise DatasetError(f"The snapshot {path} cannot be read: {error.strerror}.") from error
+        except (MissingFileError, StorageError) as error:
+            raise DatasetError(f"The snapshot cannot be read: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 f"{path} is not a snapshot; make one with: batchloom scan DATASET --out {path}"

@@ -1,7 +1,7 @@
 """Where files are: a local path or a filesystem URI, opened the same way.
 
 Local files go through memory maps and the operating system's calls; everything else through fsspec
-(``memory://``, ``s3://``, ``gs://``, ``http://`` … each by its own package).
+(``memory://``, ``s3://``, ``gs://``, ``http://`` … each by its own package; see `remote_files`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import errno
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from .errors import BatchloomError, DatasetError, MissingExtraError, StorageError, needs_extra
+from .errors import BatchloomError, MissingFileError, StorageError
+from .remote_files import RemoteFile, filesystem, remote_error
 
 __all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
 
@@ -63,18 +65,28 @@ class Location:
     def parent(self) -> Location:
         return Location(self.path.rstrip("/").rsplit("/", 1)[0] or "/", self.options)
 
+    def as_named(self, given: str | os.PathLike[str]) -> Path | str:
+        """Return how callers see it, who named it so: a path where it is local, else the URI."""
+        if not self.is_local:
+            return self.path
+        return Path(self.path if os.fspath(given).startswith("file://") else given)
+
+    def filesystem(self, *, bulk: bool = False) -> tuple[Any, str]:
+        """Return the fsspec filesystem of a URI, and the path in it; `bulk` for large uploads."""
+        return filesystem(self.path, self.options, bulk=bulk)
+
     def exists(self) -> bool:
         if self.is_local:
             return os.path.exists(self.path)
         with _reading(self):
-            fs, path = self._fs()
+            fs, path = self.filesystem()
             return bool(fs.exists(path))
 
     def is_dir(self) -> bool:
         if self.is_local:
             return os.path.isdir(self.path)
         with _reading(self):
-            fs, path = self._fs()
+            fs, path = self.filesystem()
             return bool(fs.isdir(path))
 
     def size(self) -> int:
@@ -82,8 +94,40 @@ class Location:
         with _reading(self):
             if self.is_local:
                 return os.stat(self.path).st_size
-            fs, path = self._fs()
-            return int(fs.size(path))
+            fs, path = self.filesystem()
+            info = fs.info(path)
+            if info["type"] == "directory":
+                raise FileNotFoundError(path)
+            return int(info["size"] or 0)
+
+    def contains(self, other: Location) -> bool:
+        """Whether another place is this one or lies in it."""
+        if self.is_local != other.is_local:
+            return False
+        if self.is_local:
+            return Path(other.path).resolve().is_relative_to(Path(self.path).resolve())
+        (fs, root), (other_fs, path) = self.filesystem(), other.filesystem()
+        root = root.rstrip("/")
+        return type(fs) is type(other_fs) and f"{path}/".startswith(f"{root}/")
+
+    # --- directories ------------------------------------------------------------------------------
+
+    def entries(self) -> list[tuple[str, int | None]]:
+        """Return (name, bytes) of what is directly below, hidden ones too; bytes None: a directory.
+
+        Nothing where there is no such directory.
+        """
+        with _reading(self):
+            if self.is_local:
+                if not os.path.isdir(self.path):
+                    return []
+                with os.scandir(self.path) as found:
+                    return [(e.name, None if e.is_dir() else _size_or_zero(e.path)) for e in found]
+            fs, root = self.filesystem()
+            if not fs.isdir(root):  # s3fs's `ls` of nothing lists all of the folder above
+                return []
+            listed = _children(fs, root.rstrip("/"))
+            return [(path.rsplit("/", 1)[-1], size) for path, size in listed]
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield (path relative to here, bytes) of all files below, hidden ones left out.
@@ -91,14 +135,23 @@ class Location:
         Names that start with ``.`` or ``_`` are hidden, as in Spark, Dask and Arrow.
         """
         with _reading(self):
-            for relative, size in self._walk():
+            for relative, size in self._walk() if self.is_local else self._walk_remote(is_hidden):
                 if not is_hidden(relative):
                     yield relative, size
 
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """Yield (path relative to here, bytes) of all remote files below, hidden ones too."""
+        with _reading(self):
+            yield from self._walk_remote(lambda _: False)
+
+    def modified(self) -> datetime:
+        """When a remote file was last written."""
+        with _reading(self):
+            fs, path = self.filesystem()
+            when: datetime = fs.modified(path)
+            return when if when.tzinfo else when.replace(tzinfo=UTC)
+
     def _walk(self) -> Iterator[tuple[str, int]]:
-        if not self.is_local:
-            yield from self._walk_remote()
-            return
 
         def fail(error: OSError) -> None:
             raise error
@@ -111,72 +164,105 @@ class Location:
                     full = os.path.join(folder, name)
                     yield os.path.relpath(full, self.path), _size_or_zero(full)
 
-    def _walk_remote(self) -> Iterator[tuple[str, int]]:
-        # Not fsspec's `find`: it leaves out a folder that it may not list, and its rows with it.
-        fs, root = self._fs()
-        fs.invalidate_cache()
+    def _walk_remote(self, skip: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+        fs, root = self.filesystem()
         root = root.rstrip("/")
-        folders = [root]
-        while folders:
-            folder = folders.pop()
-            for info in fs.ls(folder, detail=True):
-                path = info["name"].rstrip("/")
-                relative = path[len(root) :].lstrip("/")
-                if path == folder or is_hidden(relative):
-                    continue
-                if info["type"] == "directory":
-                    folders.append(path)
-                else:
-                    yield relative, int(info.get("size") or fs.size(path) or 0)
+        for path, size in _below(fs, root, lambda path: not skip(path[len(root) :])):
+            yield path[len(root) :].lstrip("/"), size
 
-    def glob(self) -> list[Location]:
-        """Return the files that this pattern names."""
+    def glob(self) -> list[tuple[Location, int | None]]:
+        """Return the files that this pattern names, with their bytes where listing them tells."""
         with _reading(self):
             if self.is_local:
                 import glob
 
-                return [Location(p) for p in glob.glob(self.path, recursive=True)]
-            fs, path = self._fs()
-            fs.invalidate_cache()
-            # The URI as it was given, its path replaced: `unstrip_protocol` may spell it otherwise.
-            tail = path.lstrip("/")
-            if not self.path.endswith(tail):
-                return [Location(fs.unstrip_protocol(p), self.options) for p in fs.glob(path)]
-            prefix = self.path.removesuffix(tail)
-            return [Location(prefix + p.lstrip("/"), self.options) for p in fs.glob(path)]
+                found = glob.glob(self.path, recursive=True)
+                return [(Location(p), None) for p in found if not os.path.isdir(p)]
+            return list(self._glob_remote())
 
-    def open(self) -> Any:
-        """Open for reading: a memory map of a local file, else a buffered remote file."""
+    def _glob_remote(self) -> Iterator[tuple[Location, int | None]]:
+        from fsspec.utils import glob_translate
+
+        fs, pattern = self.filesystem()
+        root = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+        levels = pattern.split("/")
+        wanted = re.compile(glob_translate(pattern))
+
+        def enter(folder: str) -> bool:
+            """Whether files below could match: only what must be listed need be allowed to."""
+            depth = folder.count("/") + 1
+            if "**" in levels[:depth]:
+                return True
+            begun = "/".join(levels[:depth])
+            return depth < len(levels) and bool(re.match(glob_translate(begun), folder))
+
+        # The URI as it was given, its path replaced: `unstrip_protocol` may spell it otherwise.
+        prefix = self.path.removesuffix(pattern.lstrip("/"))
+        for path, size in _below(fs, root, enter):
+            if wanted.match(path):
+                yield Location(prefix + path.lstrip("/"), self.options), size
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def open(self, size: int | None = None) -> Any:
+        """Open for reading: a memory map of a local file, else ranged reads of a remote one.
+
+        Parameters
+        ----------
+        size : int, optional
+            Its bytes, where a remote file was just listed; see `RemoteFile`.
+        """
         with _reading(self):
             if self.is_local:
                 if os.stat(self.path).st_size == 0:
                     return pa.BufferReader(b"")  # an empty file cannot be mapped
                 return pa.memory_map(self.path, "rb")
-            fs, path = self._fs()
-            return pa.PythonFile(fs.open(path, "rb"), mode="r")
+            return _ArrowFile(RemoteFile(self.path, self.options, size), "r")
 
     def read_bytes(self) -> bytes:
-        with self.open() as file:
-            return bytes(file.read())
+        with _reading(self):
+            if self.is_local:
+                return Path(self.path).read_bytes()
+            return RemoteFile(self.path, self.options).read()
 
-    def _fs(self) -> tuple[Any, str]:
-        import fsspec
 
-        s3 = self.path.split(":", 1)[0] in ("s3", "s3a")
-        try:
-            with needs_extra(f"Reading {self.path}", "s3") if s3 else nullcontext():
-                fs, path = fsspec.core.url_to_fs(self.path, **self.options)
-        except MissingExtraError:
-            raise
-        except (ImportError, ValueError) as error:
-            raise DatasetError(f"{self.path}: {error}.") from error
-        return fs, path
+class _ArrowFile(pa.PythonFile):  # type: ignore[misc]
+    """A remote file as Arrow reads it, and a way to say what will be read next."""
+
+    def __init__(self, file: RemoteFile, mode: str) -> None:  # Arrow's part is in __cinit__
+        self.keep, self.expect = file.keep, file.expect
+
+
+def _children(fs: Any, folder: str) -> Iterator[tuple[str, int | None]]:
+    """Yield (path, bytes) of what is directly below; bytes None: a directory."""
+    for info in fs.ls(folder, detail=True):
+        path = info["name"].rstrip("/")
+        if path != folder:
+            directory = info["type"] == "directory"
+            yield path, None if directory else int(info.get("size") or fs.size(path) or 0)
+
+
+def _below(fs: Any, root: str, enter: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+    """Yield (path, bytes) of the files below a folder, in folders that `enter` allows.
+
+    Not fsspec's `find` and `glob`: they leave out a folder that may not be listed, and its rows
+    with it.
+    """
+    folders = [root]
+    while folders:
+        for path, size in _children(fs, folders.pop()):
+            if size is not None:
+                yield path, size
+            elif enter(path):
+                folders.append(path)
 
 
 def locate(
-    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | Location, storage_options: Mapping[str, Any] | None = None
 ) -> Location:
     """Return the location of a path or URI; ``file://`` becomes a plain path."""
+    if isinstance(path, Location):
+        return path
     text = os.fspath(path)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
@@ -204,28 +290,31 @@ def _reading(location: Location) -> Iterator[None]:
         yield
     except BatchloomError:
         raise
-    except FileNotFoundError as error:
-        raise DatasetError(f"{location}: no such file or directory.") from error
-    except OSError as error:
-        raise unreadable(location, error) from error
     except Exception as error:
         # A filesystem's package has errors of its own (credentials, endpoints); ours end here.
-        if location.is_local:
-            raise
-        raise unreadable(location, error) from error
+        if not location.is_local:
+            raise remote_error(location.path, error) from error
+        if isinstance(error, FileNotFoundError):
+            raise MissingFileError(f"{location}: no such file or directory.") from error
+        if isinstance(error, OSError):
+            raise unreadable(location, error) from error
+        raise
 
 
-def unreadable(location: Location, error: Exception) -> StorageError:
+def unreadable(location: Location, error: Exception) -> BatchloomError:
     """Say why the operating system or a filesystem does not give a file out."""
+    if not location.is_local:
+        return remote_error(location.path, error)
     if isinstance(error, PermissionError):
-        place = getattr(error, "filename", None) or location
+        place = error.filename or location
         return StorageError(
             f"{location}: permission denied ({place}); make it readable for this user."
         )
     code = getattr(error, "errno", None)
     reason = os.strerror(code) if code else f"{type(error).__name__}: {error}"
-    advice = "Check the storage" if location.is_local else "Check the address and the credentials"
-    return StorageError(f"{location} cannot be read: {reason.rstrip('.')}. {advice}, then retry.")
+    return StorageError(
+        f"{location} cannot be read: {reason.rstrip('.')}. Check the storage, then retry."
+    )
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from ..dataplane.errors import JobSpecError, ParameterError
+from ..dataplane.errors import ParameterError
 from ..dataplane.leftovers import Leftover, leftovers, remove
 from ..dataplane.storage import locate
+from ..dataplane.store_leftovers import remove_from_store, store_leftovers
 
 __all__ = ["Cleared", "gc"]
 
@@ -49,12 +51,13 @@ def gc(
 
     Parameters
     ----------
-    path : path
+    path : path or URI
     delete : bool
         Remove it.
     older_than : str or float
         Only what was not written to for so long: ``"30m"``, ``"24h"``, ``"7d"``, or hours. What a
-        living job holds is left alone whatever its age.
+        living job holds is left alone whatever its age; a store knows no locks, so there take more
+        than the longest job runs.
     storage_options : mapping, optional
         Options of the filesystem.
 
@@ -64,11 +67,13 @@ def gc(
     """
     hours = _hours(older_than)
     location = locate(path, storage_options)
-    if not location.is_local:
-        raise JobSpecError(f"'{os.fspath(path)}': leftovers are looked for on local disks only.")
-    found = leftovers(location.path, hours)
+    if location.is_local:
+        found, away = leftovers(location.path, hours), remove
+    else:
+        found = store_leftovers(location, hours)
+        away = partial(remove_from_store, storage_options=storage_options)
     if delete:
-        found = [leftover for leftover in found if remove(leftover)]
+        found = [leftover for leftover in found if away(leftover)]
     return Cleared(tuple(found), sum(leftover.bytes for leftover in found), delete)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,10 +69,17 @@ class Difference:
         return asdict(self)
 
 
-def diff(a: str | os.PathLike[str] | Manifest, b: str | os.PathLike[str] | Manifest) -> Difference:
-    """Compare two manifests."""
-    first = a if isinstance(a, Manifest) else Manifest.open(a)
-    second = b if isinstance(b, Manifest) else Manifest.open(b)
+def diff(
+    a: str | os.PathLike[str] | Manifest,
+    b: str | os.PathLike[str] | Manifest,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Difference:
+    """Compare two manifests, opened or by path or URI."""
+    first, second = (
+        m if isinstance(m, Manifest) else Manifest.open(m, storage_options=storage_options)
+        for m in (a, b)
+    )
     shared = [e for e in first.epochs if e in second.records]
     in_a = {(f.label, f.footer_hash): f.path for f in first.snapshot.fragments}
     in_b = {(f.label, f.footer_hash): f.path for f in second.snapshot.fragments}

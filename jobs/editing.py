@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import numpy.typing as npt
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.canonical import file_sha256
 from ..dataplane.columns import as_numpy
-from ..dataplane.commit import staging
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.deep_hashes import find_deep_hashes
 from ..dataplane.errors import JobSpecError, ParameterError
@@ -27,6 +25,7 @@ from ..dataplane.manifest import Manifest
 from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import rows_in_steps
 from ..dataplane.rowset import RowSet
+from ..dataplane.targets import Target, target_at
 from .engine import Engine, parse_bytes
 from .key_search import keys_in_file, rows_with_keys
 from .progress import LogProgress, Progress
@@ -57,9 +56,9 @@ def edit(
 
     Parameters
     ----------
-    path : path or Manifest
+    path : path, URI or Manifest
         Of a series, name the member; the child is a plain manifest.
-    out : path
+    out : path or URI
         Manifest to make. The same child already there is success.
     epoch : int, optional
         The epoch to change; when None, `drop` changes all.
@@ -74,7 +73,7 @@ def edit(
     scheduler, workers, memory
         Where keys are looked for; see `engine.Engine`.
     storage_options : mapping, optional
-        Options of the dataset's filesystem.
+        Options of the filesystem, for URIs.
     progress : Progress, optional
 
     Returns
@@ -101,8 +100,8 @@ def edit(
         raise JobSpecError("Step numbers are an epoch's: say with 'epoch' which one to change.")
     if key is not None and (drop is None or data is None):
         raise JobSpecError("'key' says what 'drop' goes by, and its values are read from 'data'.")
-    refuse_inside(out, data)
-    parent = open_parent(path)
+    refuse_inside(out, data, storage_options)
+    parent, target = open_parent(path, storage_options), target_at(out, storage_options)
     epochs = parent.epochs if epoch is None else (parent.epoch(epoch).record.epoch,)
     steps = None if skip_steps is None else _parse_steps(skip_steps)
     named = None
@@ -113,7 +112,7 @@ def edit(
             memory=None if memory is None else parse_bytes(memory),
             note=progress.note,
         ) as engine:
-            search = _Search(parent, Path(out), engine, progress, data, storage_options)
+            search = _Search(parent, target, engine, progress, data, storage_options)
             named = search.rows_named(os.fspath(drop), key)
     change = _Edit(epochs, steps, named)
     with progress.step("looking for what goes", planned_rows(parent, epochs)) as step:
@@ -122,12 +121,12 @@ def edit(
     if not found.left_out:
         raise JobSpecError(f"The edit changes nothing: {change.none_of(parent)}.")
     found.refuse_empty(parent)
-    return _write(parent, out, change, found, report, progress)
+    return _write(parent, target, change, found, report, progress)
 
 
 def _write(
     parent: Manifest,
-    out: str | os.PathLike[str],
+    target: Target,
     change: _Edit,
     found: Survey,
     report: Mapping[str, Any],
@@ -138,10 +137,10 @@ def _write(
         progress.step("writing", planned_rows(parent, rewritten)) as step,
         child_of(
             parent,
-            out,
+            target,
             stages=change.stages(parent, found),
             rewritten=rewritten,
-            deep_hashes=find_deep_hashes(parent.path),
+            deep_hashes=find_deep_hashes(parent.location),
         ) as writer,
     ):
         for number in parent.epochs:
@@ -209,7 +208,7 @@ class _Search:
     """Looks for the rows that a file names."""
 
     parent: Manifest
-    out: Path
+    target: Target
     engine: Engine
     progress: Progress
     data: DatasetLike | None
@@ -234,7 +233,7 @@ class _Search:
         dataset = self.parent.open_dataset(self.data, storage_options=self.storage_options)
         dataset.check_columns([key], fragments=planned)
         keys = keys_in_file(file, key, dataset)
-        with staging(self.out) as folder:
+        with self.target.scratch() as folder:
             rows, which = rows_with_keys(
                 dataset,
                 planned,

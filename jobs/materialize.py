@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..dataplane.errors import ManifestError
 from ..dataplane.manifest import Manifest
-from ..dataplane.manifest_writer import ManifestWriter, check_space
+from ..dataplane.manifest_writer import ManifestWriter
 from ..dataplane.series import Series, open_plan
+from ..dataplane.targets import target_at
 from .progress import LogProgress, Progress
 
 __all__ = ["materialize"]
@@ -32,10 +32,12 @@ def materialize(
 
     Parameters
     ----------
-    path : path
+    path : path or URI
         A manifest with at least one recipe epoch.
-    out : path
+    out : path or URI
         Manifest directory to make. The same copy already there is success.
+    storage_options : mapping, optional
+        Options of the filesystem of both, for URIs.
     progress : Progress, optional
 
     Returns
@@ -48,7 +50,7 @@ def materialize(
         Where there is no recipe in it, or it is a series: name a member.
     """
     progress = progress or LogProgress()
-    source = open_plan(path)
+    source = open_plan(path, storage_options=storage_options)
     if isinstance(source, Series):
         raise ManifestError(f"{path} is a series of manifests; name the member to write out.")
     recipes = [source.records[e] for e in source.epochs if source.records[e].recipe is not None]
@@ -57,9 +59,10 @@ def materialize(
     weighted = source.weight_semantics is not None
     row_bytes = _ROW_BYTES + (4.1 if weighted else 0)
     samples = sum(r.samples for r in source.records.values())
-    check_space(Path(out).parent, int(samples * row_bytes))
+    target = target_at(out, storage_options)
+    target.check_space(int(samples * row_bytes))
     with ManifestWriter(
-        out,
+        target,
         snapshot=source.snapshot,
         stages=source.identity["stages"],
         seed=source.seed,

@@ -13,11 +13,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..dataplane.commit import staging
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import JobSpecError
 from ..dataplane.manifest import Manifest
-from ..dataplane.manifest_writer import ManifestWriter, check_space
+from ..dataplane.manifest_writer import ManifestWriter
 from .context import JobContext
 from .engine import Engine
 from .forms import manifest_bytes, recipe_of
@@ -54,7 +53,7 @@ def plan(
     method : str
         ``shuffle``, ``kmeans``, … (`methods`).
     data : path, URI, list, mapping or Dataset
-    out : path
+    out : path or URI
         Manifest directory to make. The same plan already there is success.
     where, keep, drop, key, split
         Built-in selects: an expression; files of keys and their column; shares.
@@ -139,7 +138,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    check_space(target.parent, manifest_bytes(dataset.rows, spec, stages))
+    target.check_space(manifest_bytes(dataset.rows, spec, stages))
     with (
         Engine(
             scheduler=spec.scheduler,
@@ -147,7 +146,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             memory=spec.memory,
             note=progress.note,
         ) as engine,
-        staging(target) as folder,
+        target.scratch() as folder,
     ):
         job = JobContext(
             dataset,

@@ -11,18 +11,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..dataplane.commit import staging
 from ..dataplane.dataset import Dataset, DatasetLike, open_dataset
 from ..dataplane.errors import JobSpecError, ParameterError, SelectionError
 from ..dataplane.lineage import change_stage
 from ..dataplane.manifest import Manifest
 from ..dataplane.plan import BatchPlan
 from ..dataplane.remap import RowMapping, remap_rows
+from ..dataplane.targets import Target, target_at
 from .engine import Engine, parse_bytes
 from .key_join import map_rows_by_key
 from .progress import LogProgress, Progress
@@ -64,7 +63,7 @@ def rebind(
         keep their row ids.
     key : str
         A column whose values are unique on either side, and the same in both.
-    out : path
+    out : path or URI
         Manifest to make. The same child already there is success.
     missing : {'fail', 'drop'}
         What to do with planned rows whose key the new dataset does not hold.
@@ -73,7 +72,7 @@ def rebind(
     scheduler, workers, memory
         Where the keys are read; see `engine.Engine`.
     storage_options : mapping, optional
-        Options of the datasets' filesystem.
+        Options of the filesystem, for URIs.
     progress : Progress, optional
 
     Returns
@@ -100,9 +99,9 @@ def rebind(
         raise JobSpecError("'signal' and 'signal_out' go together: what to carry over, and where.")
     if signal is not None and signal_out is not None:
         check_signal(signal, signal_out)
-    refuse_inside(out, old)
-    refuse_inside(out, new)
-    parent = open_parent(path)
+    refuse_inside(out, old, storage_options)
+    refuse_inside(out, new, storage_options)
+    parent, target = open_parent(path, storage_options), target_at(out, storage_options)
     before = parent.open_dataset(old, storage_options=storage_options)
     after = open_dataset(new, since=parent.snapshot, storage_options=storage_options)
     engine = Engine(
@@ -111,7 +110,7 @@ def rebind(
         memory=None if memory is None else parse_bytes(memory),
         note=progress.note,
     )
-    with staging(Path(out)) as folder, engine:
+    with target.scratch() as folder, engine:
         # A signal may hold rows that were not planned.
         wanted = parent.planned_fragments() if signal is None else range(len(before.refs))
         mapping = map_rows_by_key(
@@ -126,7 +125,7 @@ def rebind(
         job = _Rebinding(parent, before, after, key, mapping, progress)
         found = job.survey(missing)
         with _carried(signal, signal_out, mapping) as carried:
-            return job.write(out, found, carried)
+            return job.write(target, found, carried)
 
 
 @contextmanager
@@ -201,9 +200,7 @@ class _Rebinding:
         rows, there = remap_rows(block.rows, self.mapping)
         return replace(block, rows=rows), there
 
-    def write(
-        self, out: str | os.PathLike[str], found: Survey, carried: RemappedSignal | None
-    ) -> Manifest:
+    def write(self, target: Target, found: Survey, carried: RemappedSignal | None) -> Manifest:
         parent = self.parent
         stage = change_stage("rebind", "key", {"key": self.key}, parent, found.first_change)
         report: dict[str, Any] = {"rows_gone": len(found.rows)}
@@ -213,7 +210,7 @@ class _Rebinding:
             self.progress.step("writing", planned_rows(parent, parent.epochs)) as step,
             child_of(
                 parent,
-                out,
+                target,
                 stages=[stage],
                 rewritten=parent.epochs,
                 snapshot=self.after.snapshot,

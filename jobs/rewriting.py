@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ from ..dataplane.bitmap import Bitmap, count_bits
 from ..dataplane.errors import SelectionError
 from ..dataplane.lineage import FirstChange
 from ..dataplane.manifest import Manifest
-from ..dataplane.manifest_writer import ManifestWriter, check_space
+from ..dataplane.manifest_writer import ManifestWriter
 from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import MicroNumbers, keep_rows
 from ..dataplane.snapshot import Snapshot
+from ..dataplane.targets import Target
 
 __all__ = [
     "LeftOut",
@@ -86,9 +86,13 @@ class Survey:
                 )
 
 
-def open_parent(path: str | os.PathLike[str] | Manifest) -> Manifest:
+def open_parent(
+    path: str | os.PathLike[str] | Manifest, storage_options: Mapping[str, Any] | None = None
+) -> Manifest:
     """Open the manifest to be changed; a series is refused, its members are not."""
-    return path if isinstance(path, Manifest) else Manifest.open(path)
+    if isinstance(path, Manifest):
+        return path
+    return Manifest.open(path, storage_options=storage_options)
 
 
 def planned_rows(manifest: Manifest, epochs: Iterable[int]) -> int:
@@ -136,7 +140,7 @@ def survey(
 @contextmanager
 def child_of(
     parent: Manifest,
-    out: str | os.PathLike[str],
+    target: Target,
     *,
     stages: Sequence[Mapping[str, Any]],
     rewritten: Sequence[int],
@@ -148,7 +152,7 @@ def child_of(
     Parameters
     ----------
     parent : Manifest
-    out : path
+    target : Target
     stages : sequence of mapping
         What was changed.
     rewritten : sequence of int
@@ -157,9 +161,8 @@ def child_of(
         The parent's when None.
     deep_hashes : mapping, optional
     """
-    target = Path(out)
     row_bytes = 8 if parent.weight_semantics is None else 12
-    check_space(target.absolute().parent, row_bytes * planned_rows(parent, rewritten))
+    target.check_space(row_bytes * planned_rows(parent, rewritten))
     with ManifestWriter(
         target,
         snapshot=parent.snapshot if snapshot is None else snapshot,

@@ -14,6 +14,7 @@ from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
 from ..dataplane.errors import OnInvalid
 from ..dataplane.snapshot import write_deep_hashes
+from ..dataplane.storage import locate
 from .engine import Engine
 from .hashing import hash_dataset
 from .progress import Progress, QuietProgress
@@ -53,7 +54,7 @@ class ScanResult:
 
     dataset: Dataset
     columns: tuple[ColumnStatistics, ...]
-    deep_file: Path | None = None
+    deep_file: Path | str | None = None
     quantiles: tuple[ColumnQuantiles, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -88,9 +89,9 @@ def scan(
     Parameters
     ----------
     data : path, URI, list or mapping
-    since : path, optional
+    since : path or URI, optional
         Snapshot or manifest whose row ids are kept.
-    out : path, optional
+    out : path or URI, optional
         Snapshot file to write.
     deep : bool
         Hash the files' bytes too; written as ``deep-<sha256>.json`` beside `out`.
@@ -110,10 +111,10 @@ def scan(
     columns = scan_statistics(dataset, engine, progress) if statistics else ()
     deep_file = None
     if out is not None:
-        dataset.snapshot.save(out)
+        dataset.snapshot.save(out, storage_options=storage_options)
         if deep:
             hashes = hash_dataset(dataset, engine, progress)
-            deep_file = write_deep_hashes(Path(out).parent, hashes)
+            deep_file = write_deep_hashes(locate(out, storage_options).parent(), hashes)
     return ScanResult(dataset, columns, deep_file, found)
 
 

@@ -72,7 +72,7 @@ class JobSpec:
     """A planning job."""
 
     dataset: Annotated[Any, Field(description="path, glob, URI, list, or table of named sources")]
-    out: Annotated[PathText, Field(description="manifest to make")]
+    out: Annotated[PathText, Field(description="manifest to make: path or URI")]
     stages: Annotated[list[dict[str, Any]], Field(description="[[stages]] tables")] = Field(
         default_factory=list
     )
@@ -101,7 +101,7 @@ class JobSpec:
     memory: Annotated[Bytes | None, Field(description="bytes for all workers: 4GiB")] = None
     task_bytes: Annotated[Bytes, Field(description="compressed bytes a task")] = TASK_BYTES
     storage_options: Annotated[
-        dict[str, Any] | None, Field(description="options of the dataset's filesystem")
+        dict[str, Any] | None, Field(description="options of the filesystem, for URIs")
     ] = None
 
     def __post_init__(self) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import JobSpecError, SelectionError
 from ..dataplane.manifest_header import HEADER
-from ..dataplane.manifest_writer import refuse_foreign_target
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
 from ..dataplane.storage import locate
+from ..dataplane.targets import Target, target_at
 from .spec import JobSpec
 from .stages import Stage
 
@@ -26,16 +26,16 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     since: Snapshot | None = None
     base: Snapshot | None = None  # what rows were added to
     if spec.since is not None:
-        since = base = load_snapshot(spec.since)
+        since = base = load_snapshot(spec.since, spec.storage_options)
     elif spec.series and spec.snapshot is None:
-        series = Series(spec.out)
+        series = Series(spec.out, storage_options=spec.storage_options)
         since = series.members[-1].snapshot if series.ranges else None
         # Not the member that is planned now, where it is there already and the job runs again.
         before = [r for r in series.ranges if r[1] <= spec.epochs[0]]
         base = series.member(*before[-1]).snapshot if before else None
     dataset = open_dataset(
         spec.dataset,
-        snapshot=None if spec.snapshot is None else load_snapshot(spec.snapshot),
+        snapshot=_given_snapshot(spec),
         since=since,
         storage_options=spec.storage_options,
     )
@@ -44,14 +44,20 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     return dataset, 0 if base is None else base.next_row_id
 
 
-def load_snapshot(path: str) -> Snapshot:
+def _given_snapshot(spec: JobSpec) -> Snapshot | None:
+    if spec.snapshot is None:
+        return None
+    return load_snapshot(spec.snapshot, spec.storage_options)
+
+
+def load_snapshot(path: str, storage_options: Mapping[str, Any] | None = None) -> Snapshot:
     """Read a snapshot file, or the snapshot of a manifest or of a series' last member."""
-    folder = Path(path)
-    if folder.is_dir() and not (folder / HEADER).exists():
-        series = Series(folder)
+    folder = locate(path, storage_options)
+    if folder.is_dir() and not folder.join(HEADER).exists():
+        series = Series(path, storage_options=storage_options)
         if series.ranges:
             return series.members[-1].snapshot
-    return Snapshot.load(folder)
+    return Snapshot.load(path, storage_options=storage_options)
 
 
 def rows_of(dataset: Dataset, first_added: int | None) -> RowSet:
@@ -80,28 +86,29 @@ def check_job(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> None:
     dataset.check_columns(dict.fromkeys(c for s in stages for c in s.reads()))
 
 
-def target_of(spec: JobSpec) -> tuple[Path, str | None]:
-    """Return (directory to make, id of the manifest that it continues)."""
-    if "://" in spec.out:
-        raise JobSpecError(
-            f"'{spec.out}': a manifest is written to a local directory; copy it from there."
-        )
-    refuse_inside(spec.out, spec.dataset)
+def target_of(spec: JobSpec) -> tuple[Target, str | None]:
+    """Return (where to write, id of the manifest that it continues); refuse what cannot be."""
+    refuse_inside(spec.out, spec.dataset, spec.storage_options)
+    out: Path | str = spec.out
+    parent: str | None = None
     if spec.series:
-        return Series(spec.out).next_member(*spec.epochs)
-    refuse_foreign_target(Path(spec.out))
-    return Path(spec.out), None
+        series = Series(spec.out, storage_options=spec.storage_options)
+        out, parent = series.next_member(*spec.epochs)
+    target = target_at(out, spec.storage_options)
+    target.prepare()
+    return target, parent
 
 
-def refuse_inside(out: str | os.PathLike[str], data: Any) -> None:
+def refuse_inside(
+    out: str | os.PathLike[str], data: Any, storage_options: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a target below a directory of a dataset: its parts would be listed as data."""
     sources = data.values() if isinstance(data, Mapping) else [data]
+    target = locate(out, storage_options)
     for source in sources:
         if not isinstance(source, str | os.PathLike):
             continue
-        folder = locate(source)
-        target = Path(out).resolve()
-        if folder.is_local and target.is_relative_to(Path(folder.path).resolve()):
+        if locate(source, storage_options).contains(target):
             raise JobSpecError(
                 f"{os.fspath(out)} lies inside the dataset {os.fspath(source)}, where the plan's "
                 "own files would be read as data; choose a target outside of it."

@@ -176,7 +176,7 @@ def trace(
     if data is None and (key is not None or columns is not None):
         what = "A key is looked for in" if key is not None else "Columns are read from"
         raise JobSpecError(f"{what} the dataset: name it, too.")
-    plan = open_plan(path)
+    plan = open_plan(path, storage_options=storage_options)
     values = RowValues(data, columns, storage_options)
     if step is not None:
         return _trace_step(plan, values, epoch, step)

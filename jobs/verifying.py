@@ -69,20 +69,23 @@ def verify(
 
     Parameters
     ----------
-    path : path
+    path : path or URI
     data : path, URI, list or mapping, optional
         Compare the fragments that hold planned rows, too.
     deep : bool
         Count again what the blocks hold (steps, rows, coverage, weights, digests) and compare it
         with the identity; with `data`, hash the fragments' bytes and compare them with the content
         hashes that were made with the plan.
+    storage_options : mapping, optional
+        Options of the filesystem of both, for URIs.
+    progress : Progress, optional
 
     Raises
     ------
     BatchloomError
         At the first thing that is not as it should be.
     """
-    opened = open_plan(path)
+    opened = open_plan(path, storage_options=storage_options)
     manifests = opened.members if isinstance(opened, Series) else [opened]
     recounted: list[EpochRecord] = []
     for manifest in manifests:
@@ -114,12 +117,12 @@ def verify(
 
 def _recount(manifest: Manifest, progress: Progress) -> list[EpochRecord]:
     rows = sum(r.samples for r in manifest.records.values())
-    with progress.step(f"counting {manifest.path.name}", rows) as step:
+    with progress.step(f"counting {manifest.location.name}", rows) as step:
         return recount(manifest, step.advance)
 
 
 def _compare_contents(manifest: Manifest, dataset: Any) -> int:
-    hashes = find_deep_hashes(manifest.path)
+    hashes = find_deep_hashes(manifest.location)
     if hashes is None:
         raise DatasetError(
             f"{manifest.path} holds no content hashes to compare with; they are made by "

@@ -38,7 +38,7 @@ class ManifestBatchSampler(Sampler[list[int]]):
 
     Parameters
     ----------
-    plan : path, Manifest or Series
+    plan : path, URI, Manifest or Series
     dataset : path, URI, list, mapping or Dataset, optional
         Where the planned dataset is: checked to be there unchanged. None: not checked.
     epochs : int or iterable of int, optional
@@ -52,7 +52,7 @@ class ManifestBatchSampler(Sampler[list[int]]):
     on_uneven : 'error'
         Padding needs rows of weight 0, which indices cannot say; `ManifestLoader` has it.
     storage_options : mapping, optional
-        Options of the dataset's filesystem.
+        Options of the filesystem of plan and dataset, for URIs.
     verify : {'header', 'all'}
         ``'all'`` checks every byte of the plan before its first batch.
 
@@ -94,7 +94,9 @@ class ManifestBatchSampler(Sampler[list[int]]):
         self._storage_options = storage_options
         self._admitted: set[str] = set()
         ranks = resolve_ranks(rank, world_size)
-        self._walk = PlanWalk(plan, epochs=epochs, ranks=ranks, verify=verify)
+        self._walk = PlanWalk(
+            plan, epochs=epochs, ranks=ranks, verify=verify, storage_options=storage_options
+        )
         for manifest in self._walk.members():
             self._admit(manifest)
 

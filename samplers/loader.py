@@ -46,7 +46,7 @@ class ManifestLoader:
 
     Parameters
     ----------
-    plan : path, Manifest or Series
+    plan : path, URI, Manifest or Series
     dataset : path, URI, list, mapping or Dataset
         The dataset that was planned; more files than planned are fine.
     columns : sequence of str, optional
@@ -71,7 +71,7 @@ class ManifestLoader:
     poll_seconds : float
         How often to look for them.
     storage_options : mapping, optional
-        Options of the dataset's filesystem.
+        Options of the filesystem of plan and dataset, for URIs.
     cache_bytes : int
         Decoded row groups that are kept.
     verify : {'header', 'all'}
@@ -131,6 +131,7 @@ class ManifestLoader:
             follow=follow,
             poll_seconds=poll_seconds,
             verify=verify,
+            storage_options=storage_options,
         )
         self._tables = _Tables(dataset, columns, storage_options, cache_bytes)
         for manifest in self._walk.members():

@@ -95,7 +95,7 @@ class PlanWalk:
 
     Parameters
     ----------
-    plan : path, Manifest or Series
+    plan : path, URI, Manifest or Series
     epochs : int or iterable of int, optional
         E: the plan's epochs below E; an iterable: these, in this order; None: all of the plan.
     ranks : Ranks
@@ -105,6 +105,8 @@ class PlanWalk:
         How often to look for them.
     verify : {'header', 'all'}
         ``'all'`` checks every byte of a manifest before its first batch.
+    storage_options : mapping, optional
+        Options of the plan's filesystem, for a URI.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class PlanWalk:
         follow: bool = False,
         poll_seconds: float = 1.0,
         verify: Literal["header", "all"] = "header",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         require_one_of("verify", verify, ("header", "all"))
         if not poll_seconds > 0:
@@ -123,7 +126,7 @@ class PlanWalk:
                 "The 'poll_seconds' parameter must be a number of seconds above 0. "
                 f"Got {poll_seconds!r} instead."
             )
-        self.plan: Plan = open_plan(plan)
+        self.plan: Plan = open_plan(plan, storage_options=storage_options)
         self.ranks = ranks
         self.follow = follow
         self._poll_seconds = poll_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ settings.load_profile("batchloom")
 pytest.register_assert_rewrite("batchloom.tests.contracts")
 
 from batchloom.tests.contracts.awkward import awkward  # noqa: E402
+from batchloom.tests.dataplane.store import Store, moto_server, proxied  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,17 @@ def awkward_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return made[format]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[int]:
+    """The port of a moto server."""
+    with moto_server() as port:
+        yield port
+
+
+@pytest.fixture
+def store(moto: int) -> Iterator[Store]:
+    """A fresh folder of an S3 store, behind a proxy that injects faults."""
+    with proxied(moto) as made:
+        yield made

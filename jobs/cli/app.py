@@ -74,6 +74,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
+    storage_options: opt.StorageOptions = None,
     progress: opt.ProgressOption = opt.ProgressChoice.auto,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -85,7 +86,10 @@ def run(
     """
     from ..spec import load_job
 
-    run_spec(load_job(job), dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
+    spec, given = load_job(job), opt.parse_storage_options(storage_options)
+    if given is not None:  # beside the file's own: credentials need not stand in a file
+        spec = dataclasses.replace(spec, storage_options={**(spec.storage_options or {}), **given})
+    run_spec(spec, dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
 
 
 @reporting

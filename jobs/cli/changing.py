@@ -50,6 +50,7 @@ def edit(
     from ..editing import edit as edit_plan
     from ..rewriting import open_parent
 
+    options = opt.parse_storage_options(storage_options)
     child = edit_plan(
         manifest,
         out=out,
@@ -61,12 +62,12 @@ def edit(
         scheduler=scheduler,
         workers=workers,
         memory=memory,
-        storage_options=opt.parse_storage_options(storage_options),
+        storage_options=options,
         progress=progress_of(progress, quiet),
     )
     if _printed_as_json(child, as_json):
         return
-    before = open_parent(manifest).records
+    before = open_parent(manifest, options).records
     for left in child.provenance["reports"]["edit"]["epochs"]:
         number = left["epoch"]
         print(
@@ -143,6 +144,7 @@ def rebind(
 def materialize(
     manifest: opt.ManifestArgument,
     out: Out,
+    storage_options: opt.StorageOptions = None,
     progress: opt.ProgressOption = opt.ProgressChoice.auto,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -154,9 +156,13 @@ def materialize(
     """
     from ..materialize import materialize as materialize_plan
 
-    _printed_as_json(
-        materialize_plan(manifest, out=out, progress=progress_of(progress, quiet)), as_json
+    copy = materialize_plan(
+        manifest,
+        out=out,
+        storage_options=opt.parse_storage_options(storage_options),
+        progress=progress_of(progress, quiet),
     )
+    _printed_as_json(copy, as_json)
 
 
 @reporting

@@ -37,7 +37,9 @@ DatasetArgument = Annotated[
         metavar="DATASET", help="Directory, file, glob or URI; several sources: web=a/,books=b/."
     ),
 ]
-ManifestArgument = Annotated[str, typer.Argument(metavar="MANIFEST", help="Manifest directory.")]
+ManifestArgument = Annotated[
+    str, typer.Argument(metavar="MANIFEST", help="Manifest or series: directory or URI.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ProgressOption = Annotated[
     ProgressChoice, typer.Option("--progress", help="A bar on a terminal, or JSON lines.")
@@ -55,7 +57,7 @@ Memory = Annotated[
 ]
 StorageOptions = Annotated[
     str | None,
-    typer.Option(metavar="JSON", help="Options of the dataset's filesystem, as a JSON object."),
+    typer.Option(metavar="JSON", help="Options of the filesystem of URIs, as a JSON object."),
 ]
 
 

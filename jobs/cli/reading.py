@@ -21,6 +21,7 @@ def inspect(
     manifest: opt.ManifestArgument,
     epoch: Annotated[int | None, typer.Option(help="Epoch of --step.")] = None,
     step: Annotated[int | None, typer.Option(help="Show the rows of this step.")] = None,
+    storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
     r"""Show a manifest's header and counts, or one step.
@@ -32,7 +33,7 @@ def inspect(
     from ...dataplane.series import open_plan
     from ..inspect import describe_manifest, describe_step
 
-    opened = open_plan(manifest)
+    opened = open_plan(manifest, storage_options=opt.parse_storage_options(storage_options))
     if step is not None:
         number = opened.epochs[0] if epoch is None else epoch
         _print_step(describe_step(opened.manifest_for(number), number, step), as_json)
@@ -248,6 +249,7 @@ def verify(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Manifest.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Manifest.")],
+    storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
     r"""Compare two manifests; exit 0 where they are the same decision, 1 where not.
@@ -257,7 +259,7 @@ def diff(
     """
     from ..diff import diff as diff_manifests
 
-    found = diff_manifests(a, b)
+    found = diff_manifests(a, b, storage_options=opt.parse_storage_options(storage_options))
     if as_json:
         print_json(found.to_json())
     elif found.same:

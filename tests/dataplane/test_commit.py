@@ -24,8 +24,9 @@ from batchloom.dataplane.errors import (
     StorageError,
 )
 from batchloom.dataplane.manifest import Manifest
-from batchloom.dataplane.manifest_writer import ManifestWriter, check_space
+from batchloom.dataplane.manifest_writer import ManifestWriter
 from batchloom.dataplane.series import Series
+from batchloom.dataplane.targets import check_space
 from batchloom.tests.dataplane.helpers import litter, plan_of, snapshot_of, write
 
 

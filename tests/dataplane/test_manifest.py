@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from batchloom.dataplane.errors import ManifestError
 from batchloom.dataplane.manifest import Manifest
-from batchloom.dataplane.manifest_part import PartReader
 from batchloom.dataplane.manifest_writer import ManifestWriter
+from batchloom.dataplane.part_reader import PartReader
 from batchloom.dataplane.plan import BatchPlan, Ragged, SideColumn
 from batchloom.tests.dataplane.helpers import (
     SIDE,
@@ -429,20 +429,20 @@ def test_blocks_are_kept_but_not_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchloom.dataplane.epoch_writer.BLOCK_MICRO_BATCHES", 1)
-    monkeypatch.setattr("batchloom.dataplane.manifest_part._CACHED_BLOCKS", 3)
+    monkeypatch.setattr("batchloom.dataplane.part_reader._CACHED_BYTES", 3 * 4096)
     manifest = write(tmp_path / "m", snapshot_of(8), {0: plan_of([1] * 8)})
     epoch, reader = manifest.epoch(0), manifest._readers[0]
     checked: list[int] = []
-    verify = PartReader.verify_block
+    verified = PartReader._verified_message
 
-    def counted(self: PartReader, index: int) -> None:
+    def counted(self: PartReader, index: int, metadata: int) -> Any:
         checked.extend([] if index in self._verified else [index])
-        verify(self, index)
+        return verified(self, index, metadata)
 
-    monkeypatch.setattr(PartReader, "verify_block", counted)
+    monkeypatch.setattr(PartReader, "_verified_message", counted)
     for k in [0, 1, 2, 3, 4, 5, 6, 7, 0, 7, 1]:
         assert epoch[k].rows.tolist() == [k]
-        assert len(reader._blocks) <= 3
+        assert len(reader._cache._blocks) <= 3
     assert checked == list(range(8))  # hashed once, however often they are read
     assert epoch._at(1)[0] is epoch._at(1)[0]
 
@@ -451,7 +451,7 @@ def test_threads_share_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from concurrent.futures import ThreadPoolExecutor
 
     monkeypatch.setattr("batchloom.dataplane.epoch_writer.BLOCK_MICRO_BATCHES", 3)
-    monkeypatch.setattr("batchloom.dataplane.manifest_part._CACHED_BLOCKS", 2)
+    monkeypatch.setattr("batchloom.dataplane.part_reader._CACHED_BYTES", 2 * 4096)
     epoch = write(tmp_path / "m", snapshot_of(300), {0: plan_of([1] * 300)}).epoch(0)
     order = np.random.default_rng(0).permutation(3000) % 300
     with ThreadPoolExecutor(8) as pool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from batchloom.dataplane.errors import (
     BatchloomError,
     DatasetError,
     ManifestConflictError,
-    MissingExtraError,
     StorageError,
 )
 from batchloom.dataplane.storage import Location, is_hidden, locate, natural_key, storing
@@ -102,14 +103,25 @@ def test_a_file_that_changes_while_it_is_open_to_others(tmp_path: Path) -> None:
         assert bytes(file.read(4)) == b"0123"
 
 
-def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_packages_that_are_missing_are_named() -> None:
     with pytest.raises(DatasetError, match="nosuch://x"):
         Location("nosuch://x/y").size()
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(MissingExtraError, match=r"batchloom\[s3\]"):
-        Location("s3://bucket/y").size()
+    script = """if True:
+        import sys
+        sys.modules["s3fs"] = None
+        from batchloom.dataplane.errors import MissingExtraError
+        from batchloom.dataplane.manifest import Manifest
+        from batchloom.dataplane.storage import Location
+        for reach in (Location("s3://bucket/y").size, lambda: Manifest.open("s3://bucket/y")):
+            try:
+                reach()
+            except MissingExtraError as error:
+                print(error)
+    """
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(ran.stdout.splitlines()) == 2
+    for line in ran.stdout.splitlines():
+        assert line.endswith("the packages of the extra 's3': pip install 'batchloom[s3]'")
 
 
 @pytest.mark.parametrize(

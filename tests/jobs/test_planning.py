@@ -26,6 +26,7 @@ from batchloom.dataplane.errors import (
     MissingColumnError,
     SchemaDriftError,
     SelectionError,
+    StorageError,
 )
 from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.parameters import parameters
@@ -555,8 +556,8 @@ def test_targets_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
     for inside in (small, small / "plan", small.parent / "x" / ".." / small.name / "plan"):
         with pytest.raises(JobSpecError, match="lies inside the dataset"):
             plan("shuffle", {"a": small}, out=inside)
-    with pytest.raises(JobSpecError, match="local directory"):
-        plan("shuffle", small, out="s3://bucket/plan")
+    with pytest.raises(StorageError, match="nothing can be committed to 'http'. Targets are local"):
+        plan("shuffle", small, out="http://127.0.0.1/plan")
 
 
 def test_a_damaged_fragment_is_named(tmp_path: Path) -> None:

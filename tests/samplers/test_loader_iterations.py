@@ -14,7 +14,7 @@ from batchloom.dataplane.errors import (
     ManifestError,
     ParameterError,
 )
-from batchloom.dataplane.manifest_part import PartReader
+from batchloom.dataplane.part_reader import PartReader
 from batchloom.samplers import ManifestLoader
 from batchloom.tests.contracts.batches import (
     drain,
