@@ -59,7 +59,8 @@ The same decision has the same id on any machine and version. Random order is co
 when it is first touched, so no row of a damaged block is ever delivered. A newer minor version
 opens; a newer major version and an unknown reader feature are refused by name.
 
-**Commit.** See `commit`. The same id already there is success, another id a conflict.
+**Commit.** See `commit`, and `targets` for object stores. The same id already there is success,
+another id a conflict.
 """
 
 from __future__ import annotations

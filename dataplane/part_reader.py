@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
@@ -26,6 +27,7 @@ from .storage import Location
 __all__ = ["BlockCache", "PartReader", "open_parts"]
 
 _CACHED_BYTES = 64 << 20
+_CHECKED_AT_ONCE = 4  # blocks of a store
 _VIEW_BYTES = 4096  # about what the Python objects of a block take
 
 
@@ -89,8 +91,12 @@ class PartReader:
         """Check the frame and every block: each byte once."""
         self._check_frame()
         self._verified.clear()
-        for index in range(len(self.record.blocks)):
-            self._verified_message(index, 0)
+        with ThreadPoolExecutor(1 if self._source.mapped else _CHECKED_AT_ONCE) as pool:
+            for _ in pool.map(self._check_block, range(len(self.record.blocks))):
+                pass
+
+    def _check_block(self, index: int) -> None:
+        self._verified_message(index, 0)
 
     def _verified_message(self, index: int, metadata: int) -> Any:
         """Return a block's bytes and the metadata before them; those of a map are hashed once."""

@@ -7,16 +7,25 @@ import http.server
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from batchloom.dataplane import remote_files
-from batchloom.dataplane.errors import DatasetChangedError, MissingFileError, StorageError
+from batchloom.dataplane.dataset import open_dataset
+from batchloom.dataplane.errors import (
+    BatchloomError,
+    DatasetChangedError,
+    MissingFileError,
+    StorageError,
+)
+from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.remote_files import RemoteFile, fetch_ranges
+from batchloom.dataplane.series import open_plan
 from batchloom.dataplane.storage import locate
+from batchloom.tests.dataplane.helpers import small_manifest
 from batchloom.tests.dataplane.store import Request, Store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -277,6 +286,22 @@ def web(tmp_path: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
+
+
+def test_a_plan_and_a_dataset_over_the_web(
+    web: str, tmp_path: Path, awkward_data: Callable[[str], Path]
+) -> None:
+    """By their names: the web lists nothing that can be relied on."""
+    small_manifest(tmp_path / "m")
+    assert Manifest.open(f"{web}/m", verify="all").epochs == (0, 1)
+    assert open_plan(f"{web}/m").epochs == (0, 1)
+    for format_, name in (("parquet", "part-1.parquet"), ("stream", "part-1.arrows")):
+        (tmp_path / name).write_bytes((awkward_data(format_) / name).read_bytes())
+        found, local = open_dataset(f"{web}/{name}"), open_dataset(tmp_path / name)
+        assert found.snapshot == local.snapshot
+        assert found.take([7, 3000]).equals(local.take([7, 3000]))
+    with pytest.raises(BatchloomError, match="no such file"):
+        open_dataset(f"{web}/part-2.parquet")
 
 
 def test_a_web_server_without_ranges(web: str, tmp_path: Path) -> None:
