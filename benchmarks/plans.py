@@ -210,17 +210,18 @@ def _open_many(bench: Bench) -> None:
 def read_warm(bench: Bench, path: Path, most: float | None = None, reads: int = 20_000) -> None:
     """Read random batches of blocks that were touched before; with `most`, in so many seconds."""
     epoch = Manifest.open(path).epoch(0)
-    flat = np.concatenate([block.rows for block in epoch.blocks()])
+    flat = list(epoch.blocks())[-1].rows
     size = len(epoch[0].rows)
     places = np.random.default_rng(0).integers(0, len(epoch), reads).tolist()
+    starts = [place * size % (len(flat) - size) for place in places]
 
     def ours() -> None:
         for place in places:
             epoch[place]
 
     def reference() -> None:
-        for place in places:
-            flat[place * size : (place + 1) * size]
+        for start in starts:
+            flat[start : start + size]
 
     mine, slices = (best(c).own / reads for c in interleaved(bench.sizes.rounds, ours, reference))
     bench.add(

@@ -12,7 +12,8 @@ plan shuffle, snapshot given
     and hashed once with SHA-256, which is the least that such a plan takes. (`growth`)
 cost from … to … rows
     The same plan of a tenth of the rows: the exponent of CPU seconds, those of a plan of next to no
-    rows subtracted from both, and peak memory against peak memory. (`growth`)
+    rows subtracted from both, and peak memory against peak memory. Ten of the smaller plans are
+    written, so that the system has as many bytes to keep. (`growth`)
 permutation
     Random positions of a billion in a fresh process, and how much its memory grows beside the
     positions and what is returned; ten million in order against numpy. (`permutations`)

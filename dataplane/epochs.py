@@ -165,17 +165,15 @@ class Epoch(ABC):
         """Return the rows of the micro-batches before one."""
 
     def __getitem__(self, index: int) -> MicroBatch:
-        if not 0 <= index < len(self):
+        if not 0 <= index < self.record.micro_batches:
             raise IndexError(index)
         plan, k = self._at(index)
-        a, b = int(plan.offsets[k]), int(plan.offsets[k + 1])
-        return MicroBatch(
-            int(plan.step[k]),
-            int(plan.micro[k]),
-            plan.rows[a:b],
-            None if plan.weights is None else plan.weights[a:b],
-            {c.name: _side_at(plan.side[c.name], c, k, a, b) for c in self._side},
-        )
+        a, b = plan.offsets.item(k), plan.offsets.item(k + 1)
+        weights = None if plan.weights is None else plan.weights[a:b]
+        side: dict[str, Any] = {}
+        if self._side:  # a comprehension over nothing is a fifth of the call
+            side = {c.name: _side_at(plan.side[c.name], c, k, a, b) for c in self._side}
+        return MicroBatch(plan.step.item(k), plan.micro.item(k), plan.rows[a:b], weights, side)
 
     def plan(self, start: int = 0, stop: int | None = None) -> BatchPlan:
         """Return micro-batches `start` to `stop` as one plan; views where that costs nothing."""
@@ -238,14 +236,14 @@ class StoredEpoch(Epoch):
         self._blocks = [(r, i) for r in readers for i in range(len(r.record.blocks))]
         jump = [b for r in readers for b in r.record.blocks]
         self._ends = list(accumulate(b.micro_batches for b in jump))
+        self._starts = [0, *self._ends[:-1]]
         self._row_ends = list(accumulate(b.rows for b in jump))
         self._first_steps = [b.first_step for b in jump]
 
     def _at(self, index: int) -> tuple[BatchPlan, int]:
         block = bisect_right(self._ends, index)
         reader, number = self._blocks[block]
-        plan = reader.block(number)
-        return plan, index - (self._ends[block] - len(plan))
+        return reader.block(number), index - self._starts[block]
 
     def blocks(self) -> Iterator[BatchPlan]:
         for reader, number in self._blocks:
@@ -258,12 +256,12 @@ class StoredEpoch(Epoch):
         block = bisect_left(self._first_steps, step) - 1
         reader, number = self._blocks[block]
         plan = reader.block(number)
-        return self._ends[block] - len(plan) + bisect_left(plan.step, step)
+        return self._starts[block] + bisect_left(plan.step, step)
 
     def rows_before(self, index: int) -> int:
         block = bisect_right(self._ends, index)
         before = self._row_ends[block - 1] if block else 0
-        if index == (self._ends[block - 1] if block else 0):
+        if block == len(self._starts) or index == self._starts[block]:
             return before
         plan, k = self._at(index)
         return before + int(plan.offsets[k])
