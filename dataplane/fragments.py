@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from . import ipc_messages
 from .canonical import file_sha256
+from .chunks import SCAN_ROWS, chunk_runs, damaged_place, decoded_bytes
 from .errors import BatchloomError, DatasetChangedError, FragmentCorruptError
 from .schemas import drift, missing_column, plain_schema, plain_type, refuse_equal_names
 from .storage import Location, unreadable
@@ -42,8 +44,6 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 """Files with these endings are fragments; others are left alone, never tried."""
 
 FOOTER_THREADS = 8  # footers read at a time: latency, not work
-
-_SCAN_ROWS = 65_536  # rows a scanned batch at most
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class FragmentRef:
     rows: int
     bytes: int
     first_row_id: int
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     footer_hash: str = ""
 
     @property
@@ -181,10 +181,13 @@ def _row_groups(metadata: Any) -> list[int]:
 
 
 @contextmanager
-def reading(location: Location, size: int | None = None) -> Iterator[None]:
+def reading(
+    location: Location, size: int | None = None, place: Callable[[], str] = str
+) -> Iterator[None]:
     """Turn what Arrow says of a damaged file into `FragmentCorruptError`.
 
-    An error with a number is the operating system's: the file is out of reach, not damaged.
+    An error with a number is the operating system's: the file is out of reach, not damaged. `place`
+    is asked which part of the file it is.
     """
     try:
         yield
@@ -206,6 +209,8 @@ def reading(location: Location, size: int | None = None) -> Iterator[None]:
         cause = "The file is truncated or damaged; copy it again from its source."
         if isinstance(error, MemoryError):
             cause = "Either there is too little memory for it, or the file is damaged."
+        elif where := place():
+            what += f", {where},"
         raise FragmentCorruptError(f"{what} cannot be read: {reason}. {cause}") from error
 
 
@@ -340,19 +345,32 @@ class FragmentReader:
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self._given)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Scan the fragment in order, at most 65,536 rows at a time."""
-        with reading(self.ref.location, self.ref.bytes):
+    def batches(self, chunks: range | None = None) -> Iterator[pa.RecordBatch]:
+        """Scan the fragment, or whole runs of its chunks, in order; at most `SCAN_ROWS` a batch."""
+        chosen = range(len(self.chunk_rows)) if chunks is None else chunks
+        for run, _ in chunk_runs(self.chunk_rows[chosen.start : chosen.stop]):
+            inside = range(chosen.start + run.start, chosen.start + run.stop)
             if self._parquet is not None:
-                for batch in self._parquet.iter_batches(
-                    batch_size=_SCAN_ROWS, columns=self.columns, use_threads=False
-                ):
-                    yield self._plain(batch.select(self.columns))
-                return
-            for index in range(len(self.chunk_rows)):
+                yield from self._parquet_batches(self._parquet, inside)
+                continue
+            for index in inside:
                 chunk = self.chunk(index)
-                for start in range(0, chunk.num_rows, _SCAN_ROWS):
-                    yield chunk.slice(start, _SCAN_ROWS)
+                for start in range(0, chunk.num_rows, SCAN_ROWS):
+                    yield chunk.slice(start, SCAN_ROWS)
+
+    def _parquet_batches(self, file: pq.ParquetFile, run: range) -> Iterator[pa.RecordBatch]:
+        place = partial(damaged_place, file, self.columns, run)
+        with reading(self.ref.location, self.ref.bytes, place):
+            for batch in file.iter_batches(
+                batch_size=SCAN_ROWS, row_groups=list(run), columns=self.columns, use_threads=False
+            ):
+                yield self._plain(batch.select(self.columns))
+
+    def decoded_bytes(self, chunk: int) -> int:
+        """Return about how many bytes the columns of a chunk take in memory, at least."""
+        if self._parquet is None:
+            return int(self.ref.bytes * self.chunk_rows[chunk] / max(1, self.rows))
+        return decoded_bytes(self._parquet.metadata, self.schema, self.columns, chunk)
 
     def close(self) -> None:
         """Drop the handles; chunks already given out stay valid."""

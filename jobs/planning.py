@@ -140,13 +140,15 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     target, parent = target_of(spec)
     check_space(target.parent, manifest_bytes(dataset.rows, spec))
     with (
+        staging(target) as folder,  # outlives the workers, which write there
         Engine(
             scheduler=spec.scheduler,
             workers=spec.workers,
             memory=spec.memory,
+            folder=folder,
             note=progress.note,
+            warn=progress.warn,
         ) as engine,
-        staging(target) as folder,
     ):
         job = JobContext(
             dataset,
