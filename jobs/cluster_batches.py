@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..clustering import batches as cluster
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import BatchPlan, SideColumn
+from ..dataplane.plan import BatchPlan, SideColumn, Unit
 from .context import JobContext
 from .stages import BatchStage, PlanState, groups_of
 
@@ -67,8 +67,11 @@ class Aligned(_ClusterBatches):
 
     method = "aligned"
     summary = "micro-batches of whole groups, never cut by ranks"
-    unit = "micro"
     make = staticmethod(cluster.aligned)
+
+    @property
+    def unit(self) -> Unit:
+        return "micro"
 
 
 def make_batches(name: str, *, drop_last: bool) -> BatchStage:

@@ -33,7 +33,7 @@ class JobContext:
     folder : Path
         Staging folder, shared with the workers; gone when the job ends.
     seed : int
-    batch_size : int
+    batch_size, micro_per_step : int
     on_invalid : {'fail', 'drop'}
         What to do with rows whose values cannot be used.
     progress : Progress
@@ -53,6 +53,7 @@ class JobContext:
     on_invalid: OnInvalid
     progress: Progress
     task_bytes: int = TASK_BYTES
+    micro_per_step: int = 1
     reports: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, tuple[RowSet, npt.NDArray[np.int64]]] = field(default_factory=dict)
 

@@ -20,13 +20,14 @@ from ..dataplane.manifest import Manifest
 from ..dataplane.manifest_writer import ManifestWriter, check_space
 from .context import JobContext
 from .engine import Engine
+from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
 from .methods import make_stage
 from .pipeline import Pipeline
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
-from .start import check_job, manifest_bytes, open_job, rows_of, target_of
+from .start import check_job, open_job, rows_of, target_of
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -138,7 +139,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    check_space(target.parent, manifest_bytes(dataset.rows, spec))
+    check_space(target.parent, manifest_bytes(dataset.rows, spec, stages))
     with (
         staging(target) as folder,  # outlives the workers, which write there
         Engine(
@@ -159,6 +160,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             spec.on_invalid,
             progress,
             spec.task_bytes,
+            spec.micro_per_step,
         )
         deep = hash_dataset(dataset, engine, progress, spec.task_bytes) if spec.deep else None
         pipeline = Pipeline(job, stages, rows_of(dataset, first_added))
@@ -175,6 +177,11 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         ) as writer:
             for epoch in range(*spec.epochs):
                 state = pipeline.state(epoch)
+                recipe = recipe_of(spec, pipeline, state)
+                if recipe is not None:
+                    pipeline.measure(state, epoch)
+                    writer.write_recipe(epoch, **recipe)
+                    continue
                 with writer.epoch(epoch, eligible_rows=len(state.rows)):
                     _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
             return writer.commit(reports={**state.reports, **job.reports})
