@@ -12,11 +12,12 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from ..dataplane.errors import EngineError, ParameterError
 
-__all__ = ["CONFIG", "Exits", "memory_share", "quiet_logs", "start_cluster", "worker_count"]
+__all__ = ["CONFIG", "Exit", "Exits", "memory_share", "quiet_logs", "start_cluster", "worker_count"]
 
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -44,7 +45,8 @@ CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
-    "distributed.comm.retry.count": 3,
+    # A result whose worker died is computed again at once; retries would wait for the dead.
+    "distributed.comm.retry.count": 0,
     # What every process does while it waits: ticks of its loop, samples of its stack. At Dask's
     # rates (20 and 10 ms) they cost a tenth of a core.
     "distributed.admin.tick.interval": "1s",
@@ -54,23 +56,31 @@ CONFIG = {
 _LEAST_MEMORY = 256 << 20  # bytes that a worker needs for itself and its libraries
 
 
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended: its name, and what `os.waitstatus_to_exitcode` says of its process."""
+
+    name: str
+    code: int
+
+
 class Exits:
-    """How workers ended, by address: what `os.waitstatus_to_exitcode` says of their processes."""
+    """How workers ended, by address."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
+        self._found: dict[str, Exit] = {}
         self._changed = threading.Condition()
 
-    def note(self, address: str, code: int) -> None:
+    def note(self, address: str, found: Exit) -> None:
         with self._changed:
-            self._codes[address] = code
+            self._found[address] = found
             self._changed.notify_all()
 
-    def wait(self, address: str, seconds: float) -> int | None:
-        """Return the exit code, None where it is not known after so many seconds."""
+    def wait(self, address: str, seconds: float) -> Exit | None:
+        """Return how a worker ended, None where that is not known after so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: address in self._codes, seconds)
-            return self._codes.get(address)
+            self._changed.wait_for(lambda: address in self._found, seconds)
+            return self._found.get(address)
 
 
 def worker_count(workers: int | None, tasks: int, memory: int | None) -> int:
@@ -104,7 +114,7 @@ def start_cluster(workers: int, share: int, exits: Exits) -> Iterator[Any]:
 
         def _on_worker_exit_sync(self, exitcode: int) -> None:
             if self.worker_address is not None:
-                exits.note(self.worker_address, exitcode)
+                exits.note(self.worker_address, Exit(str(self.name), exitcode))
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
     with _workers_with_our_main():

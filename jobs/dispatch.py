@@ -163,7 +163,8 @@ class Dispatch:
 
         try:
             if future.status == "finished":
-                return (self._client.gather(future, direct=self._site.embedded),)
+                # By the scheduler, which knows at once when the worker that has it is gone.
+                return (self._client.gather(future, direct=False),)
             return (future.result(),)  # raises
         except KilledWorker as error:
             self._given_up(position, error.allowed_failures + 1)

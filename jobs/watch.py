@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
-from .cluster import Exits
+from .cluster import Exit, Exits
 
 __all__ = ["Death", "Watch", "Worker"]
 
@@ -76,7 +76,7 @@ class Death:
     def how(self) -> str:
         """Say how it died, in brackets."""
         return {
-            "memory": f" (out of memory; its limit is {self.limit / 2**30:.1f} GiB)",
+            "memory": f" (out of memory, limit {self.limit / 2**30:.1f} GiB)",
             "signal": f" (signal {self.code})",
             "exit": f" (exit code {self.code})",
             "unknown": "",
@@ -191,9 +191,12 @@ class Watch:
         }
         self._seen |= self.workers
 
+    def _most(self) -> int:
+        return max((w.limit for w in self._seen.values()), default=0)
+
     def _removed(self, address: str, message: dict[str, Any]) -> None:
         self.workers.pop(address, None)
-        known = self._seen.get(address, Worker(address, address, 1, 0, False))
+        known = self._seen.get(address) or Worker(address, address, 1, self._most(), False)
         keys = frozenset(
             key
             for key in message["processing-tasks"]
@@ -203,7 +206,10 @@ class Watch:
         if message.get("expected") or self._said_goodbye(address):
             self._note(f"worker {known.name} left{after}")
             return
-        death = Death(known.name, *self._cause(address), known.limit, known.threads, keys)
+        ended = None if self._exits is None else self._exits.wait(address, _EXIT_SECONDS)
+        cause, code = self._cause(address, ended)
+        name = known.name if ended is None else ended.name
+        death = Death(name, cause, code, known.limit, known.threads, keys)
         self.deaths.append(death)
         tell = self._warn if keys or self._exits is not None else self._note
         tell(f"worker {death.worker} died{death.how}{after}")
@@ -215,13 +221,12 @@ class Watch:
         events = self._client.get_events(address) or ()
         return any(isinstance(e, dict) and e.get("action") == "closing-worker" for _, e in events)
 
-    def _cause(self, address: str) -> tuple[Cause, int]:
-        code = None if self._exits is None else self._exits.wait(address, _EXIT_SECONDS)
+    def _cause(self, address: str, ended: Exit | None) -> tuple[Cause, int]:
         if address in self._out_of_memory:
             return "memory", 0
-        if code is None:
+        if ended is None:
             return "unknown", 0
-        return ("signal", -code) if code < 0 else ("exit", code)
+        return ("signal", -ended.code) if ended.code < 0 else ("exit", ended.code)
 
 
 def _executing(worker: dict[str, Any]) -> int:
