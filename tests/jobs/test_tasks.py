@@ -82,9 +82,9 @@ def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     start = 0
     for number, rows in enumerate([1000, LARGE, 2000]):
         k = np.arange(start, start + rows)
-        table = pa.table(
-            {"k": k, "a": rng.normal(size=rows) * 10.0 ** rng.integers(-9, 9, rows), "b": k % 97}
-        )
+        # One by one, the ones would be lost beside the first value; two of them together are not.
+        ones = np.where(k == 0, 1e16, (k % 50_000 == 40_000) * 1.0)
+        table = pa.table({"k": k, "a": rng.normal(size=rows), "b": k % 97, "ones": ones})
         if request.param == "parquet":
             pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=50_000)
         else:
@@ -134,10 +134,10 @@ def statistics(dataset: Dataset, size: int) -> Any:
 
 
 def test_statistics_are_equal_to_the_last_bit(large: Path) -> None:
-    """Sums of floats of very different sizes, which another order of adding would round anew."""
     dataset = open_dataset(large)
     whole = statistics(dataset, 1 << 40)
     assert statistics(dataset, TASK_BYTES) == statistics(dataset, 1) == whole
+    assert whole[3].mean == (1e16 + 8) / dataset.rows
     values = np.concatenate([np.array(p.batch["a"]) for p in dataset.scan(["a"])])
     assert whole[1].mean == pytest.approx(float(values.mean()), rel=1e-12)
 
