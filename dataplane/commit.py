@@ -1,13 +1,22 @@
 """Committing a directory: whole or not at all.
 
 Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
-process that dies leaves the target absent and a ``.<name>.staging-<random>`` directory, which no
-reader looks at.
+process that dies leaves the target absent and one or two dot-directories, which no reader looks at:
+
+``.<name>.staging-<12 hex digits>``
+    What was about to become the target. Never used again.
+``.<name>.work-<12 hex digits>``
+    What a planning job keeps between its stages, named by a digest of the job: the same job goes on
+    from it when it is run again (`jobs.work`).
+
+A process that works in one of them holds a lock on it (`hold`), which ends with the process.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -15,9 +24,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import StorageError
 from .storage import storing
 
-__all__ = ["publish", "replace_file", "staging", "sync_path", "write_synced"]
+__all__ = [
+    "hold",
+    "link_or_copy",
+    "publish",
+    "replace_file",
+    "staging",
+    "sync_path",
+    "write_synced",
+]
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
@@ -30,9 +48,41 @@ def staging(target: Path) -> Iterator[Path]:
         folder = target.parent / f".{target.name}.staging-{uuid.uuid4().hex[:12]}"
         folder.mkdir()
     try:
-        yield folder
+        with hold(folder):  # so that nobody clears it away while this process lives
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Lock a file or folder (flock); False where another holder has it, or another user.
+
+    The lock goes with the process. Where the file system knows no locks, all have it. False also
+    where it was removed before it could be locked.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (PermissionError, FileNotFoundError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except OSError as error:
+            mine = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield mine and _is_still(path, handle)
+    finally:
+        os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether an open file has not been removed or replaced since."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def publish(folder: Path, target: Path) -> bool:
@@ -55,6 +105,33 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link_or_copy(source: Path, target: Path, sha256: str) -> None:
+    """Give a file of known content a second name, or copy it where no link can be made.
+
+    A copy is hashed while it is written; `StorageError` where it is not what it should be. A target
+    that is there already is left as it is: names of such files are their contents.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except FileExistsError:
+        return
+    except OSError:  # another device, or a file system without links
+        _copy_checked(source, target, sha256)
+
+
+def _copy_checked(source: Path, target: Path, sha256: str) -> None:
+    shutil.copyfile(source, target)
+    with open(target, "rb+") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    if found != sha256:
+        target.unlink()
+        raise StorageError(
+            f"Copying {source} went wrong: expected SHA-256 {sha256}, found {found}. Nothing was "
+            "committed; check the storage, then run the same command again."
+        )
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -6,20 +6,19 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.dataset import Dataset
+from ..dataplane.errors import OnInvalid
 from ..dataplane.rowset import RowSet
 from .engine import Engine
 from .progress import Progress
 from .tasks import TASK_BYTES, RowFunction, compute_rows, group_tasks
 
 __all__ = ["JobContext", "OnInvalid"]
-
-OnInvalid = Literal["fail", "drop"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from ..coresets.keys import match_keys
 from ..dataplane.canonical import file_sha256
+from ..dataplane.dataset import Dataset
 from ..dataplane.errors import DatasetError, SelectionError
 from ..dataplane.key_hash import hash_column
 from ..dataplane.parameters import parameters
@@ -23,7 +24,7 @@ from ..dataplane.plan import Selection
 from .context import JobContext
 from .stages import PlanState, SelectStage
 
-__all__ = ["Drop", "Keep", "read_keys"]
+__all__ = ["Drop", "Keep", "cast_keys", "file_digest", "read_keys", "read_keys_as"]
 
 U64 = npt.NDArray[np.uint64]
 
@@ -36,8 +37,7 @@ class _KeyStage(SelectStage):
     key: Annotated[str | None, Field(description="key column; row ids where none is named")] = None
 
     def parameters(self) -> dict[str, Any]:
-        with _opened(self.file) as handle:
-            return {"file_sha256": file_sha256(handle), "key": self.key}
+        return {"file_sha256": file_digest(self.file), "key": self.key}
 
     def reads(self) -> list[str]:
         return [] if self.key is None else [self.key]
@@ -70,20 +70,7 @@ class _KeyStage(SelectStage):
         )
 
     def _wanted(self, job: JobContext) -> U64:
-        keys = read_keys(self.file, self.key)
-        type_ = pa.uint64() if self.key is None else job.dataset.schema.field(self.key).type
-        if pa.types.is_dictionary(type_):
-            type_ = type_.value_type
-        try:
-            keys = keys.cast(type_)
-        except pa.ArrowException as error:
-            what = "row ids" if self.key is None else f"the type of '{self.key}', {type_}"
-            reason = str(error).split("\n")[0]
-            raise SelectionError(
-                f"The keys in {self.file} cannot be read as {what}: {reason}."
-            ) from error
-        if keys.null_count:
-            keys = keys.drop_null()
+        keys = read_keys_as(self.file, self.key, job.dataset)
         hashes = (
             np.array(keys, dtype=np.uint64) if self.key is None else hash_column(keys, self.key)
         )
@@ -113,6 +100,27 @@ def match_rows(
 ) -> npt.NDArray[np.int64]:
     """Match a batch's keys; a row function."""
     return match_keys(hash_column(batch.column(column), column), np.load(keys_file, mmap_mode="r"))
+
+
+def read_keys_as(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
+    """Read a file of keys as values of the key column, or as row ids where none is named."""
+    return cast_keys(read_keys(path, column), f"The keys in {path}", column, dataset)
+
+
+def cast_keys(keys: pa.Array, what: str, column: str | None, dataset: Dataset | None) -> pa.Array:
+    """Cast keys to the type of the key column, or to row ids; nulls are left out."""
+    type_ = pa.uint64()
+    if column is not None and dataset is not None:
+        type_ = dataset.schema.field(column).type
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    try:
+        keys = keys.cast(type_)
+    except pa.ArrowException as error:
+        goal = "row ids" if column is None else f"the type of '{column}', {type_}"
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise SelectionError(f"{what} cannot be read as {goal}: {reason}.") from error
+    return keys.drop_null() if keys.null_count else keys
 
 
 def read_keys(path: str, column: str | None = None) -> pa.Array:
@@ -150,6 +158,12 @@ def _read_table(path: str, suffix: str) -> pa.Table:
         return pq.read_table(path)
     with pa.memory_map(path) as file:
         return pa.ipc.open_file(file).read_all()
+
+
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file of keys."""
+    with _opened(path) as handle:
+        return file_sha256(handle)
 
 
 def _opened(path: str) -> Any:

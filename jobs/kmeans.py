@@ -13,11 +13,12 @@ from pydantic import Field
 from ..clustering.kmeans import KMeans, assign
 from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
-from ..dataplane.errors import ColumnTypeError, InvalidValueError, needs_extra
+from ..dataplane.errors import ColumnTypeError, needs_extra
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import Selection
 from .cluster_batches import make_batches
 from .context import JobContext
+from .invalid import settle_invalid
 from .stages import BatchStage, Columns, GroupStage, PlanState
 
 __all__ = ["KMeansGroup"]
@@ -73,8 +74,7 @@ class KMeansGroup(GroupStage):
         sample = state.rows.keep(model.sample(state.rows.ids()))
         x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns)
         usable = np.isfinite(x).all(axis=1)
-        if not usable.all():
-            self._refuse(job, sample.ids()[~usable])
+        self._settle(job, sample.ids()[~usable])
         job.progress.note(f"training {self.k} centers on {int(usable.sum()):,} rows")
         centers = model.train(x[usable], sample.ids()[usable])
         found = job.map_rows(
@@ -87,8 +87,8 @@ class KMeansGroup(GroupStage):
         )
         labels = found["label"]
         usable = labels >= 0
+        self._settle(job, state.rows.ids()[~usable])
         if not usable.all():
-            self._refuse(job, state.rows.ids()[~usable])
             state = state.selected(Selection(np.flatnonzero(usable).astype(np.uint64)))
             labels = labels[usable]
         sizes = np.bincount(labels, minlength=self.k)
@@ -101,15 +101,9 @@ class KMeansGroup(GroupStage):
         grouped = PlanState(state.rows, state.weights, labels.astype(np.int32), state.reports)
         return grouped.reported("kmeans", report)
 
-    def _refuse(self, job: JobContext, bad: npt.NDArray[np.uint64]) -> None:
-        """Fail, or say how many rows are left out."""
-        shown = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-        what = f"{len(bad):,} rows hold NaN, infinite or null values in {', '.join(self.columns)}"
-        if job.on_invalid == "fail":
-            raise InvalidValueError(
-                f"{what}: {shown}. Mend them, or leave them out with --on-invalid drop."
-            )
-        job.progress.warn(f"{what} and are left out: {shown}")
+    def _settle(self, job: JobContext, bad: npt.NDArray[np.uint64]) -> None:
+        what = "NaN, infinite or null"
+        settle_invalid(what, self.columns, len(bad), bad, job.on_invalid, job.progress)
 
 
 def _width(dataset: Dataset, column: str) -> int:

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["parse_dataset", "parse_settings", "parse_storage_options"]
+__all__ = [
+    "parse_dataset",
+    "parse_key",
+    "parse_quantiles",
+    "parse_settings",
+    "parse_storage_options",
+]
 
 
 class ProgressChoice(StrEnum):
@@ -16,6 +22,13 @@ class ProgressChoice(StrEnum):
 
     auto = "auto"
     json = "json"
+
+
+class InvalidChoice(StrEnum):
+    """What to do with rows whose values cannot be used."""
+
+    fail = "fail"
+    drop = "drop"
 
 
 DatasetArgument = Annotated[
@@ -57,6 +70,18 @@ def parse_dataset(text: str) -> Any:
     return {name.strip(): path.strip() for name, path in sources.items()}
 
 
+def parse_key(text: str | None) -> tuple[str | None, str | None]:
+    """Read ``--key COLUMN=VALUE``."""
+    from ...dataplane.errors import JobSpecError
+
+    if text is None:
+        return None, None
+    column, equals, value = text.partition("=")
+    if not equals or not column.strip():
+        raise JobSpecError(f"--key takes COLUMN=VALUE, such as doc_id=doc-7. Got '{text}' instead.")
+    return column.strip(), value
+
+
 def parse_settings(settings: list[str], options: Mapping[str, Any]) -> dict[str, str]:
     """Read ``--set key=value``; a key that has an option of its own is refused."""
     from ...dataplane.errors import JobSpecError
@@ -70,6 +95,25 @@ def parse_settings(settings: list[str], options: Mapping[str, Any]) -> dict[str,
             option = f"--{key.strip().replace('_', '-')}"
             raise JobSpecError(f"'{key.strip()}' is not a method's parameter; use {option}.")
         found[key.strip()] = value.strip()
+    return found
+
+
+def parse_quantiles(texts: list[str]) -> dict[str, list[float]]:
+    """Read ``--quantiles column=0.5,0.99``; the shares of a column that is named twice add up."""
+    from ...dataplane.errors import JobSpecError
+
+    found: dict[str, list[float]] = {}
+    for text in texts:
+        column, _, shares = text.rpartition("=")
+        try:
+            found.setdefault(column, []).extend(float(share) for share in shares.split(","))
+        except ValueError:
+            column = ""
+        if not column:
+            raise JobSpecError(
+                "--quantiles takes a column and shares, such as loss=0.5,0.99. "
+                f"Got '{text}' instead."
+            )
     return found
 
 

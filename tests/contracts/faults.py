@@ -1,6 +1,6 @@
-"""A method whose tasks are slow, or kill the process that they run in; and the command line with it.
+"""A method whose tasks are slow or kill the process that they run in, and a command line with it.
 
-    python -c "from batchloom.tests.contracts.faults import main; main()" run job.toml
+python -c "from batchloom.tests.contracts.faults import main; main()" run job.toml
 """
 
 from __future__ import annotations
