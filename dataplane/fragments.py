@@ -321,6 +321,10 @@ class FragmentReader:
     def rows(self) -> int:
         return int(self.chunk_rows.sum())
 
+    @property
+    def is_parquet(self) -> bool:
+        return self._parquet is not None
+
     def chunk(self, index: int) -> pa.RecordBatch:
         """Decode one row group or record batch."""
         with reading(self.ref.location, self.ref.bytes), self._lock:

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..dataplane.errors import BatchloomError, EngineError
-from .autopsy import killed, last_read
+from .autopsy import Machine, killed, last_read
 from .foreign import check_workers
 from .trail import Trail, read_trail, run_noting
 from .watch import Death, Watch
@@ -46,8 +46,8 @@ class Site:
         Its address; None: the embedded cluster.
     folder : Path or None
         Where workers note what they read.
-    machine : int
-        Bytes of memory of this machine.
+    machine : Machine or None
+        That of the embedded cluster.
     patience : float
         Seconds without a worker that takes tasks after which a job gives up.
     warn : callable
@@ -57,7 +57,7 @@ class Site:
     watch: Watch
     scheduler: str | None
     folder: Path | None
-    machine: int
+    machine: Machine | None
     patience: float
     warn: Callable[[str], None]
 
@@ -268,14 +268,7 @@ class Dispatch:
         return bool(key[0] == self._group and key[1] == position)
 
     def _killed(self, position: int, deaths: list[Death]) -> EngineError:
-        site = self._site
-        return killed(
-            self._tasks[position],
-            self._trail(position),
-            deaths,
-            embedded=site.embedded,
-            machine=site.machine,
-        )
+        return killed(self._tasks[position], self._trail(position), deaths, self._site.machine)
 
     def _trail_file(self, position: int) -> Path | None:
         folder = self._site.folder

@@ -65,6 +65,9 @@ class Engine:
     memory : int, optional
         Bytes that the workers of the embedded cluster together may use, in equal shares; default
         and most: the machine's memory.
+    beside : int
+        Bytes that this process keeps of the memory that the user gave, for advice on how to give
+        workers more.
     folder : path, optional
         A folder that the workers share with this process, such as the job's staging folder. There
         they note what they read. The embedded cluster needs none.
@@ -80,6 +83,7 @@ class Engine:
         scheduler: str | None = None,
         workers: int | None = None,
         memory: int | None = None,
+        beside: int = 0,
         folder: Path | None = None,
         patience: float = _PATIENCE_SECONDS,
         note: Callable[[str], None] = lambda _: None,
@@ -93,7 +97,7 @@ class Engine:
                 f"Got {workers} instead."
             )
         self._scheduler, self._workers, self._memory = scheduler, workers, memory
-        self._folder, self._patience = folder, patience
+        self._beside, self._folder, self._patience = beside, folder, patience
         self._note, self._warn = note, warn
         self._site: Any = None
         self._cleanup = ExitStack()
@@ -194,14 +198,14 @@ class Engine:
     def _site_of(self, client: Any, folder: Path | None, exits: Any) -> Any:
         from distributed.system import MEMORY_LIMIT
 
+        from .autopsy import Machine
         from .dispatch import Site
         from .watch import Watch
 
         watch = Watch(client, exits=exits, warn=self._warn, note=self._note)
         self._cleanup.callback(watch.close)
-        return Site(
-            client, watch, self._scheduler, folder, MEMORY_LIMIT, self._patience, self._warn
-        )
+        machine = None if self._scheduler else Machine(MEMORY_LIMIT, self._beside)
+        return Site(client, watch, self._scheduler, folder, machine, self._patience, self._warn)
 
 
 def parse_bytes(text: str | int) -> int:

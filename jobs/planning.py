@@ -17,7 +17,7 @@ from ..dataplane.commit import staging
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import JobSpecError
 from ..dataplane.manifest import Manifest
-from ..dataplane.manifest_writer import ManifestWriter, check_space
+from ..dataplane.manifest_writer import ManifestWriter
 from .context import JobContext
 from .engine import Engine
 from .forms import manifest_bytes, recipe_of
@@ -27,7 +27,7 @@ from .pipeline import Pipeline
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
-from .start import check_job, open_job, rows_of, target_of
+from .start import check_job, open_job, rows_of, space_for, target_of
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -139,8 +139,8 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    check_space(target.parent, manifest_bytes(dataset.rows, spec, stages))
     with (
+        space_for(target.parent, manifest_bytes(dataset.rows, spec, stages)),
         staging(target) as folder,  # outlives the workers, which write there
         Engine(
             scheduler=spec.scheduler,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..dataplane.dataset import Dataset, open_dataset
-from ..dataplane.errors import JobSpecError, SelectionError
+from ..dataplane.errors import JobSpecError, SelectionError, StorageError
 from ..dataplane.manifest_header import HEADER
-from ..dataplane.manifest_writer import refuse_foreign_target
+from ..dataplane.manifest_writer import check_space, refuse_foreign_target
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
@@ -18,7 +20,15 @@ from ..dataplane.storage import locate
 from .spec import JobSpec
 from .stages import Stage
 
-__all__ = ["check_job", "load_snapshot", "open_job", "refuse_inside", "rows_of", "target_of"]
+__all__ = [
+    "check_job",
+    "load_snapshot",
+    "open_job",
+    "refuse_inside",
+    "rows_of",
+    "space_for",
+    "target_of",
+]
 
 
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
@@ -91,6 +101,25 @@ def target_of(spec: JobSpec) -> tuple[Path, str | None]:
         return Series(spec.out).next_member(*spec.epochs)
     refuse_foreign_target(Path(spec.out))
     return Path(spec.out), None
+
+
+@contextmanager
+def space_for(folder: Path, bytes_needed: int) -> Iterator[None]:
+    """Refuse to begin where a disk has no room for a job; say how much it took where it fills up.
+
+    Workers write there too, and their errors come without the system's number.
+    """
+    check_space(folder, bytes_needed)
+    try:
+        yield
+    except StorageError as error:
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        status = os.statvfs(folder)
+        raise StorageError(
+            f"{error} The job needs about {bytes_needed:,} bytes in {folder}; "
+            f"{status.f_bavail * status.f_frsize:,} are free."
+        ) from error
 
 
 def refuse_inside(out: str | os.PathLike[str], data: Any) -> None:
