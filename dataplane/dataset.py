@@ -178,13 +178,17 @@ class Dataset:
 
 
 def scan_fragment(
-    ref: FragmentRef, columns: Sequence[str] | None, expected: pa.Schema | None = None
+    ref: FragmentRef,
+    columns: Sequence[str] | None,
+    expected: pa.Schema | None = None,
+    chunks: range | None = None,
 ) -> Iterator[ScanPart]:
-    """Scan one fragment; what `Dataset.scan` and the Dask tasks share."""
+    """Scan one fragment, or some runs of its chunks; `Dataset.scan` and the Dask tasks share it."""
     reader = FragmentReader(ref, columns, expected)
     try:
-        first = ref.first_row_id
-        for batch in reader.batches():
+        before = 0 if chunks is None else int(reader.chunk_rows[: chunks.start].sum())
+        first = ref.first_row_id + before
+        for batch in reader.batches(chunks):
             yield ScanPart(ref, first, batch)
             first += batch.num_rows
     finally:

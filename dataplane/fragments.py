@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -21,6 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import ipc_messages
+from .chunks import (
+    SCAN_ROWS,
+    chunk_runs,
+    column_ranges,
+    damaged_place,
+    decoded_bytes,
+    small_runs,
+)
 from .errors import BatchloomError, DatasetChangedError, FragmentCorruptError
 from .ipc_messages import Message
 from .ipc_streams import MappedStream, RangedStream
@@ -44,8 +53,6 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 
 FOOTER_THREADS = 8  # footers read at a time: latency, not work
 
-_SCAN_ROWS = 65_536  # rows a scanned batch at most
-_RUN_BYTES = 2 << 20  # of small record batches that come from an object store in one request
 _HASHED_BYTES = 32 << 20  # read at a time: on an object store several requests at once
 
 
@@ -72,7 +79,7 @@ class FragmentRef:
     rows: int
     bytes: int
     first_row_id: int
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     footer_hash: str = ""
 
     @property
@@ -174,41 +181,14 @@ def _row_groups(metadata: Any) -> list[int]:
     return rows
 
 
-def _small_runs(places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Return runs of neighbouring record batches that are too small for a request each."""
-    runs: list[list[tuple[int, int]]] = []
-    held = _RUN_BYTES
-    for start, stop in places:
-        if stop - start >= _RUN_BYTES:
-            held = _RUN_BYTES
-            continue
-        if held + stop - start > _RUN_BYTES:
-            runs.append([])
-            held = 0
-        runs[-1].append((start, stop))
-        held += stop - start
-    return runs
-
-
-def _column_ranges(metadata: Any, columns: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Return where each row group's chunks of some columns stand."""
-    names = [metadata.schema.column(j).path for j in range(metadata.num_columns)]
-    wanted = [j for j, n in enumerate(names) if any(f"{n}.".startswith(f"{c}.") for c in columns)]
-    groups = []
-    for i in range(metadata.num_row_groups):
-        chunks = [metadata.row_group(i).column(j) for j in wanted]
-        starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset))) for c in chunks]
-        groups.append(
-            [(at, at + c.total_compressed_size) for at, c in zip(starts, chunks, strict=True)]
-        )
-    return groups
-
-
 @contextmanager
-def reading(location: Location, size: int | None = None) -> Iterator[None]:
+def reading(
+    location: Location, size: int | None = None, place: Callable[[], str] = str
+) -> Iterator[None]:
     """Turn what Arrow says of a damaged file into `FragmentCorruptError`.
 
-    An error with a number is the operating system's: the file is out of reach, not damaged.
+    An error with a number is the operating system's: the file is out of reach, not damaged. `place`
+    is asked which part of the file it is.
     """
     try:
         yield
@@ -229,6 +209,8 @@ def reading(location: Location, size: int | None = None) -> Iterator[None]:
         cause = "The file is truncated or damaged; copy it again from its source."
         if isinstance(error, MemoryError):
             cause = "Either there is too little memory for it, or the file is damaged."
+        elif where := place():
+            what += f", {where},"
         raise FragmentCorruptError(f"{what} cannot be read: {reason}. {cause}") from error
 
 
@@ -323,9 +305,9 @@ class FragmentReader:
         Arrow's `pre_buffer` would do it for Parquet, but holds what it read of the whole file.
         """
         if self._parquet is not None:
-            self._file.expect(_column_ranges(self._parquet.metadata, self.columns))
+            self._file.expect(column_ranges(self._parquet.metadata, self.columns))
             return
-        self._file.expect(_small_runs(self._places))
+        self._file.expect(small_runs(self._places))
         if isinstance(self._ipc, pa.RecordBatchFileReader) and self.columns:
             fields = sorted(self.schema.get_field_index(name) for name in self.columns)
             options = pa.ipc.IpcReadOptions(included_fields=fields)
@@ -356,6 +338,10 @@ class FragmentReader:
     def rows(self) -> int:
         return int(self.chunk_rows.sum())
 
+    @property
+    def is_parquet(self) -> bool:
+        return self._parquet is not None
+
     def chunk(self, index: int) -> pa.RecordBatch:
         """Decode one row group or record batch."""
         with reading(self.ref.location, self.ref.bytes), self._lock:
@@ -379,19 +365,32 @@ class FragmentReader:
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self._given)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Scan the fragment in order, at most 65,536 rows at a time."""
-        with reading(self.ref.location, self.ref.bytes):
+    def batches(self, chunks: range | None = None) -> Iterator[pa.RecordBatch]:
+        """Scan the fragment, or whole runs of its chunks, in order; at most `SCAN_ROWS` a batch."""
+        chosen = range(len(self.chunk_rows)) if chunks is None else chunks
+        for run, _ in chunk_runs(self.chunk_rows[chosen.start : chosen.stop]):
+            inside = range(chosen.start + run.start, chosen.start + run.stop)
             if self._parquet is not None:
-                for batch in self._parquet.iter_batches(
-                    batch_size=_SCAN_ROWS, columns=self.columns, use_threads=False
-                ):
-                    yield self._plain(batch.select(self.columns))
-                return
-            for index in range(len(self.chunk_rows)):
+                yield from self._parquet_batches(self._parquet, inside)
+                continue
+            for index in inside:
                 chunk = self.chunk(index)
-                for start in range(0, chunk.num_rows, _SCAN_ROWS):
-                    yield chunk.slice(start, _SCAN_ROWS)
+                for start in range(0, chunk.num_rows, SCAN_ROWS):
+                    yield chunk.slice(start, SCAN_ROWS)
+
+    def _parquet_batches(self, file: pq.ParquetFile, run: range) -> Iterator[pa.RecordBatch]:
+        place = partial(damaged_place, file, self.columns, run)
+        with reading(self.ref.location, self.ref.bytes, place):
+            for batch in file.iter_batches(
+                batch_size=SCAN_ROWS, row_groups=list(run), columns=self.columns, use_threads=False
+            ):
+                yield self._plain(batch.select(self.columns))
+
+    def decoded_bytes(self, chunk: int) -> int:
+        """Return about how many bytes the columns of a chunk take in memory, at least."""
+        if self._parquet is None:
+            return int(self.ref.bytes * self.chunk_rows[chunk] / max(1, self.rows))
+        return decoded_bytes(self._parquet.metadata, self.schema, self.columns, chunk)
 
     def close(self) -> None:
         """Drop the handles; chunks already given out stay valid."""

@@ -60,6 +60,11 @@ class Target(ABC):
     def refuse_foreign(self) -> None:
         """Raise `ManifestConflictError` where the place holds something that is no manifest."""
 
+    @property
+    @abstractmethod
+    def disk(self) -> Path:
+        """A folder on the disk of the scratch folders."""
+
     @abstractmethod
     def check_space(self, bytes_needed: int) -> None:
         """Raise `StorageError` where a disk has no room for what is about to be written."""
@@ -120,8 +125,12 @@ class LocalTarget(Target):
                     f"{place} is a mount point, which no rename can replace; choose a folder in it."
                 )
 
+    @property
+    def disk(self) -> Path:
+        return self._place.parent
+
     def check_space(self, bytes_needed: int) -> None:
-        check_space(self._place.parent, bytes_needed)
+        check_space(self.disk, bytes_needed)
 
     def scratch(self) -> AbstractContextManager[Path]:
         return staging(self._place)
@@ -185,11 +194,15 @@ class ObjectTarget(Target):
             self.location.size()
             raise ManifestConflictError(f"{self.location} is a file; choose another target.")
 
+    @property
+    def disk(self) -> Path:
+        return Path(tempfile.gettempdir())
+
     def check_space(self, bytes_needed: int) -> None:
-        check_space(Path(tempfile.gettempdir()), min(bytes_needed, _SCRATCH_BYTES))
+        check_space(self.disk, min(bytes_needed, _SCRATCH_BYTES))
 
     def scratch(self) -> AbstractContextManager[Path]:
-        return staging(Path(tempfile.gettempdir()) / self.location.name)
+        return staging(self.disk / self.location.name)
 
     def take(self, file: Path) -> None:
         if self._pool is None:

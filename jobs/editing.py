@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,18 @@ def edit(
     steps = None if skip_steps is None else _parse_steps(skip_steps)
     named = None
     if drop is not None:
-        with Engine(
-            scheduler=scheduler,
-            workers=workers,
-            memory=None if memory is None else parse_bytes(memory),
-            note=progress.note,
-        ) as engine:
-            search = _Search(parent, target, engine, progress, data, storage_options)
+        with (
+            target.scratch() as folder,
+            Engine(
+                scheduler=scheduler,
+                workers=workers,
+                memory=None if memory is None else parse_bytes(memory),
+                folder=folder,
+                note=progress.note,
+                warn=progress.warn,
+            ) as engine,
+        ):
+            search = _Search(parent, folder, engine, progress, data, storage_options)
             named = search.rows_named(os.fspath(drop), key)
     change = _Edit(epochs, steps, named)
     with progress.step("looking for what goes", planned_rows(parent, epochs)) as step:
@@ -208,7 +214,7 @@ class _Search:
     """Looks for the rows that a file names."""
 
     parent: Manifest
-    target: Target
+    folder: Path
     engine: Engine
     progress: Progress
     data: DatasetLike | None
@@ -233,16 +239,15 @@ class _Search:
         dataset = self.parent.open_dataset(self.data, storage_options=self.storage_options)
         dataset.check_columns([key], fragments=planned)
         keys = keys_in_file(file, key, dataset)
-        with self.target.scratch() as folder:
-            rows, which = rows_with_keys(
-                dataset,
-                planned,
-                key,
-                keys,
-                engine=self.engine,
-                progress=self.progress,
-                folder=folder,
-            )
+        rows, which = rows_with_keys(
+            dataset,
+            planned,
+            key,
+            keys,
+            engine=self.engine,
+            progress=self.progress,
+            folder=self.folder,
+        )
         return len(keys), rows, which
 
 

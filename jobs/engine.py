@@ -6,59 +6,34 @@ Rules (the same on all three):
   in the job's staging folder. Tasks may run twice, so they write under names of their own and
   rename.
 - Results come back as they are ready. What is made of them must not depend on their order.
-- The embedded cluster is made of spawned processes that listen on the loopback only, each with one
-  thread of its numeric libraries. It starts when the first task is asked for.
-- A worker that dies is restarted and its tasks run again; a task that kills three workers ends the
-  job with an error that names its fragments.
+- The embedded cluster (`cluster`) starts when the first task is asked for.
+- Workers may join, leave and die while a job runs (`watch`). A worker that dies is told in a
+  warning and its tasks run again; a task that kills four workers ends the job (`dispatch`) with an
+  error that names the file it was reading (`trail`) and says what to do (`autopsy`).
+- Workers that somebody else started are asked first whether they have this Batchloom, the job's
+  folder and the dataset (`foreign`).
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import multiprocessing.spawn
-import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ..dataplane.errors import EngineError, ParameterError, needs_extra
+from ..dataplane.storage import storing
 
 __all__ = ["Engine", "Task", "parse_bytes"]
 
 R = TypeVar("R")
 
-_ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # What glibc's own thresholds grow to. Dask's low trim threshold would keep them from growing,
-    # so that every array of a batch would be mapped, faulted in page by page and unmapped.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-    # A worker that is told to stop in the middle of a heartbeat need not print a traceback.
-    "DASK_LOGGING": str(
-        dict.fromkeys(("distributed", "tornado", "tornado.application", "asyncio"), "critical")
-    ),
-}
-_CONFIG = {
-    "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
-    "distributed.scheduler.allowed-failures": 3,
-    # Our tasks keep no results worth spilling; a worker near its limit pauses, then restarts.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.80,
-    "distributed.worker.memory.terminate": 0.95,
-    "distributed.comm.retry.count": 3,
-    # What every process does while it waits: ticks of its loop, samples of its stack. At Dask's
-    # rates (20 and 10 ms) they cost a tenth of a core.
-    "distributed.admin.tick.interval": "1s",
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.log-format": "%(message)s",
-}
 _CONNECT_SECONDS = 10
+_PATIENCE_SECONDS = 300.0
 
 
 class Task(Protocol):
@@ -72,6 +47,10 @@ class Task(Protocol):
     def label(self) -> str:
         """What it reads, for messages."""
 
+    @property
+    def example(self) -> str | None:
+        """A local file that it reads, which workers elsewhere must see too."""
+
 
 class Engine:
     """Runs tasks; use it as a context manager.
@@ -82,11 +61,20 @@ class Engine:
         Address of a running Dask scheduler, ``tcp://…``. Its workers must see the same files.
     workers : int, optional
         Processes of the embedded cluster; 0 runs everything in this process. Default: one a core,
-        at most one a task.
+        at most one a task, and no more than `memory` is enough for.
     memory : int, optional
-        Bytes that all workers together may use; default: the machine's memory.
-    note : callable
-        Told one sentence when a cluster starts.
+        Bytes that the workers of the embedded cluster together may use, in equal shares; default
+        and most: the machine's memory.
+    beside : int
+        Bytes that this process keeps of the memory that the user gave, for advice on how to give
+        workers more.
+    folder : path, optional
+        A folder that the workers share with this process, such as the job's staging folder. There
+        they note what they read. The embedded cluster needs none.
+    patience : float
+        Seconds without a worker that takes tasks after which a job gives up.
+    note, warn : callable
+        Told one sentence: when a cluster starts or a worker leaves; when a worker dies.
     """
 
     def __init__(
@@ -95,7 +83,11 @@ class Engine:
         scheduler: str | None = None,
         workers: int | None = None,
         memory: int | None = None,
+        beside: int = 0,
+        folder: Path | None = None,
+        patience: float = _PATIENCE_SECONDS,
         note: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         if scheduler is not None and workers is not None:
             raise ParameterError("Give either a scheduler or a number of workers, not both.")
@@ -105,9 +97,9 @@ class Engine:
                 f"Got {workers} instead."
             )
         self._scheduler, self._workers, self._memory = scheduler, workers, memory
-        self._note = note
-        self._client: Any = None
-        self._limit: int | None = None
+        self._beside, self._folder, self._patience = beside, folder, patience
+        self._note, self._warn = note, warn
+        self._site: Any = None
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Engine:
@@ -120,7 +112,7 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self._cleanup.close()
-        self._client = None
+        self._site = None
 
     def map(
         self, function: Callable[..., R], tasks: Sequence[Task], *args: Any
@@ -138,127 +130,82 @@ class Engine:
             return
         if not tasks:
             return
-        client = self._connected(len(tasks))
-        from concurrent.futures import CancelledError
+        self._connected(len(tasks))
+        from .dispatch import Dispatch
 
-        from distributed import as_completed
-
-        futures: dict[Any, int] = {}
-        waiting = iter(enumerate(tasks))
-
-        def submit(count: int) -> list[Any]:
-            new = {
-                client.submit(function, task, *args, pure=False): position
-                for position, task in itertools.islice(waiting, count)
-            }
-            futures.update(new)
-            return list(new)
-
-        # One task a thread: Dask blames every task that a dead worker was assigned, also those
-        # that it had not begun.
-        threads = max(1, sum(client.nthreads().values()))
-        try:
-            done = as_completed(submit(threads), loop=client.loop)
-            for future in done:
-                position = futures.pop(future)
-                result = self._result(future, tasks[position])
-                future.release()
-                done.update(submit(1))
-                yield position, result
-        except CancelledError as error:
-            raise EngineError(
-                "The connection to the Dask scheduler was lost; run the same command again."
-            ) from error
-        finally:
-            if futures:
-                client.cancel(list(futures), force=True)
-
-    def _result(self, future: Any, task: Task) -> Any:
-        from distributed import KilledWorker
-
-        try:
-            return future.result()
-        except KilledWorker as error:
-            limit = f" (limit {self._limit / 2**30:.1f} GiB a worker)" if self._limit else ""
-            raise EngineError(
-                f"The task that reads {task.label} killed {error.allowed_failures + 1} workers one "
-                f"after another. The likely cause is that it ran out of memory{limit}: use fewer "
-                "workers, a larger --memory, or smaller files; or the file crashes its decoder."
-            ) from None
+        yield from Dispatch(self._site, function, tasks, args).results()
 
     def _connected(self, tasks: int) -> Any:
-        if self._client is not None:
-            return self._client
-        with needs_extra("Running jobs on Dask", "plan"):
-            import dask
-            from distributed import Client, LocalCluster
-        self._cleanup.enter_context(dask.config.set(_CONFIG))
-        self._cleanup.enter_context(_quiet_logs())
-        if self._scheduler is not None:
-            try:
-                client = Client(self._scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
-            except (OSError, ValueError) as error:
-                raise EngineError(
-                    f"No Dask scheduler answers at {self._scheduler}: {error}. "
-                    "Start one with: dask scheduler"
-                ) from error
-            self._client = self._cleanup.enter_context(client)
-            return client
-        count = self._workers or max(1, min(tasks, os.cpu_count() or 1))
-        self._limit = None if self._memory is None else self._memory // count
-        self._cleanup.enter_context(_workers_with_our_main())
-        cluster = LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=self._limit or "auto",
-            silence_logs=logging.CRITICAL,
+        """Return the client; the first call starts the cluster, for so many tasks."""
+        if self._site is None:
+            with needs_extra("Running jobs on Dask", "plan"):
+                import dask.config
+                import distributed  # noqa: F401
+            from .cluster import CONFIG, quiet_logs
+
+            self._cleanup.enter_context(dask.config.set(CONFIG))
+            self._cleanup.enter_context(quiet_logs())
+            self._site = self._start(tasks) if self._scheduler is None else self._connect()
+        return self._site.client
+
+    def _start(self, tasks: int) -> Any:
+        """Start the embedded cluster."""
+        from distributed import Client
+        from distributed.system import MEMORY_LIMIT
+
+        from .cluster import Exits, memory_share, start_cluster, worker_count
+
+        if self._memory is not None and self._memory > MEMORY_LIMIT:
+            self._warn(
+                f"this machine has {MEMORY_LIMIT / 2**30:.1f} GiB of memory, less than the "
+                f"{self._memory / 2**30:.1f} GiB given; the workers share what it has"
+            )
+        count = worker_count(self._workers, tasks, self._memory)
+        share, exits = memory_share(count, self._memory), Exits()
+        folder = self._folder or Path(
+            self._cleanup.enter_context(
+                tempfile.TemporaryDirectory(prefix="batchloom-", ignore_cleanup_errors=True)
+            )
         )
-        self._cleanup.enter_context(cluster)
-        self._client = self._cleanup.enter_context(Client(cluster, set_as_default=False))
+        notes = self._notes_in(folder)
+        cluster = self._cleanup.enter_context(start_cluster(count, share, exits))
         self._note(f"Dask dashboard: {cluster.dashboard_link}")
-        return self._client
+        client = self._cleanup.enter_context(Client(cluster, set_as_default=False))
+        return self._site_of(client, notes, exits)
 
+    def _connect(self) -> Any:
+        """Connect to the scheduler that was given."""
+        from distributed import Client
 
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keep Dask's loggers from printing tracebacks beside the one sentence that we say."""
-    names = ["distributed", "tornado.application"]
-    names += [n for n in logging.root.manager.loggerDict if n.startswith("distributed.")]
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        notes = None if self._folder is None else self._notes_in(self._folder)
+        try:
+            client = Client(self._scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f"No Dask scheduler answers at {self._scheduler}: {error}. "
+                "Start one with: dask scheduler"
+            ) from error
+        return self._site_of(self._cleanup.enter_context(client), notes, None)
 
+    def _notes_in(self, folder: Path) -> Path:
+        """Make the folder in which workers note what they read."""
+        notes = folder / f".reading-{uuid.uuid4().hex[:12]}"
+        with storing("Preparing the job's folder", notes):
+            notes.mkdir()
+        self._cleanup.callback(shutil.rmtree, notes, ignore_errors=True)
+        return notes
 
-@contextmanager
-def _workers_with_our_main() -> Iterator[None]:
-    """Let spawned Dask workers start with a main module of ours instead of the user's script.
+    def _site_of(self, client: Any, folder: Path | None, exits: Any) -> Any:
+        from distributed.system import MEMORY_LIMIT
 
-    A spawned process imports the parent's main module, so that a script which calls `plan` outside
-    an ``if __name__ == "__main__"`` guard would start clusters in its own workers. Our tasks live
-    in importable modules and need nothing of it.
-    """
-    original = multiprocessing.spawn.get_preparation_data
+        from .autopsy import Machine
+        from .dispatch import Site
+        from .watch import Watch
 
-    def prepare(name: str) -> dict[str, Any]:
-        data = original(name)
-        if name.startswith("Dask Worker"):
-            data.pop("init_main_from_path", None)
-            data["init_main_from_name"] = f"{__package__}.worker_main"
-        return data
-
-    multiprocessing.spawn.get_preparation_data = prepare
-    try:
-        yield
-    finally:
-        multiprocessing.spawn.get_preparation_data = original
+        watch = Watch(client, exits=exits, warn=self._warn, note=self._note)
+        self._cleanup.callback(watch.close)
+        machine = None if self._scheduler else Machine(MEMORY_LIMIT, self._beside)
+        return Site(client, watch, self._scheduler, folder, machine, self._patience, self._warn)
 
 
 def parse_bytes(text: str | int) -> int:

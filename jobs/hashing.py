@@ -7,6 +7,7 @@ from ..dataplane.fragments import content_sha256
 from .engine import Engine
 from .progress import Progress
 from .tasks import TASK_BYTES, ScanTask, group_tasks
+from .trail import note_fragment
 
 __all__ = ["hash_dataset", "hash_fragments"]
 
@@ -16,7 +17,7 @@ def hash_dataset(
 ) -> dict[str, str]:
     """Return the SHA-256 of each fragment's bytes, by label."""
     hashes: dict[str, str] = {}
-    tasks = group_tasks(dataset.present(), task_bytes)
+    tasks = group_tasks(dataset.present(), task_bytes, whole=True)
     with progress.step("hashing files", dataset.rows) as step:
         for position, found in engine.map(hash_fragments, tasks):
             hashes.update(found)
@@ -26,4 +27,8 @@ def hash_dataset(
 
 def hash_fragments(task: ScanTask) -> dict[str, str]:
     """Hash the bytes of a task's fragments; runs on workers."""
-    return {ref.label: content_sha256(ref.location) for ref in task.refs}
+    hashes = {}
+    for position, ref in enumerate(task.refs):
+        note_fragment(position)
+        hashes[ref.label] = content_sha256(ref.location)
+    return hashes

@@ -26,7 +26,7 @@ from .pipeline import Pipeline
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
-from .start import check_job, open_job, rows_of, target_of
+from .start import check_job, open_job, rows_of, space_for, target_of
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -138,15 +138,17 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    target.check_space(manifest_bytes(dataset.rows, spec, stages))
     with (
+        space_for(target, manifest_bytes(dataset.rows, spec, stages)),
+        target.scratch() as folder,  # outlives the workers, which write there
         Engine(
             scheduler=spec.scheduler,
             workers=spec.workers,
             memory=spec.memory,
+            folder=folder,
             note=progress.note,
+            warn=progress.warn,
         ) as engine,
-        target.scratch() as folder,
     ):
         job = JobContext(
             dataset,

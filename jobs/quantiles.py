@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from ..dataplane.columns import as_numpy, numpy_type
 from ..dataplane.compiled import compiled_kernels
-from ..dataplane.dataset import Dataset, ScanPart, scan_fragment
+from ..dataplane.dataset import Dataset, ScanPart
 from ..dataplane.errors import ColumnTypeError, OnInvalid, ParameterError
 from ..dataplane.sketch import Pass, RankSearch, quantile_rank
 from .engine import Engine
 from .invalid import settle_invalid
 from .progress import Progress
-from .tasks import TASK_BYTES, ScanTask, group_tasks
+from .tasks import TASK_BYTES, ScanTask, group_tasks, scan_task
 
 __all__ = ["ColumnQuantiles", "Quantile", "count_pass", "scan_quantiles"]
 
@@ -219,10 +219,9 @@ def count_pass(
     """Count a task's columns; runs on workers."""
     compiled_kernels(task.rows)  # loaded here where they pay, they count small batches too
     counters = {name: _Counter(name, pass_) for name, pass_ in passes.items()}
-    for ref in task.refs:
-        for part in scan_fragment(ref, list(passes), schema):
-            for counter in counters.values():
-                counter.add(part)
+    for part in scan_task(task, list(passes), schema):
+        for counter in counters.values():
+            counter.add(part)
     return {name: counter.finish() for name, counter in counters.items()}
 
 

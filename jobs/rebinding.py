@@ -104,13 +104,17 @@ def rebind(
     parent, target = open_parent(path, storage_options), target_at(out, storage_options)
     before = parent.open_dataset(old, storage_options=storage_options)
     after = open_dataset(new, since=parent.snapshot, storage_options=storage_options)
-    engine = Engine(
-        scheduler=scheduler,
-        workers=workers,
-        memory=None if memory is None else parse_bytes(memory),
-        note=progress.note,
-    )
-    with target.scratch() as folder, engine:
+    with (
+        target.scratch() as folder,
+        Engine(
+            scheduler=scheduler,
+            workers=workers,
+            memory=None if memory is None else parse_bytes(memory),
+            folder=folder,
+            note=progress.note,
+            warn=progress.warn,
+        ) as engine,
+    ):
         # A signal may hold rows that were not planned.
         wanted = parent.planned_fragments() if signal is None else range(len(before.refs))
         mapping = map_rows_by_key(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataplane.columns import numpy_type
-from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
+from ..dataplane.dataset import Dataset, DatasetLike, open_dataset
 from ..dataplane.errors import OnInvalid
 from ..dataplane.snapshot import write_deep_hashes
 from ..dataplane.storage import locate
@@ -19,9 +22,11 @@ from .engine import Engine
 from .hashing import hash_dataset
 from .progress import Progress, QuietProgress
 from .quantiles import ColumnQuantiles, scan_quantiles
-from .tasks import TASK_BYTES, ScanTask, group_tasks
+from .tasks import TASK_BYTES, ScanTask, group_tasks, scan_task
 
 __all__ = ["ColumnStatistics", "ScanResult", "scan", "scan_statistics"]
+
+_ZERO = Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def scan_statistics(
     columns: list[str] | None = None,
     task_bytes: int = TASK_BYTES,
 ) -> tuple[ColumnStatistics, ...]:
-    """Count columns on the engine; sums are added in order of row ids."""
+    """Count columns on the engine; how the rows are cut into tasks changes no count."""
     names = list(dataset.schema.names if columns is None else columns)
     dataset.check_columns(names)
     tasks = group_tasks(dataset.present(), task_bytes)
@@ -145,13 +150,13 @@ def scan_statistics(
 
 @dataclass(frozen=True)
 class _Counts:
-    """Mergeable counts of a column."""
+    """Mergeable counts of a column; the sum is exact, so that it may be added in any order."""
 
     rows: int = 0
     nulls: int = 0
     not_finite: int = 0
     values: int = 0
-    total: float = 0.0
+    total: Fraction = _ZERO
     low: float = float("inf")
     high: float = float("-inf")
 
@@ -178,17 +183,16 @@ class _Counts:
             self.not_finite,
             self.low,
             self.high,
-            self.total / self.values,
+            float(self.total / self.values),
         )
 
 
 def count_columns(task: ScanTask, columns: list[str], schema: pa.Schema) -> list[_Counts]:
     """Count a task's columns; runs on workers."""
     totals = [_Counts() for _ in columns]
-    for ref in task.refs:
-        for part in scan_fragment(ref, columns, schema):
-            for i, name in enumerate(columns):
-                totals[i] = totals[i].plus(_count(part.batch.column(name)))
+    for part in scan_task(task, columns, schema):
+        for i, name in enumerate(columns):
+            totals[i] = totals[i].plus(_count(part.batch.column(name)))
     return totals
 
 
@@ -216,7 +220,13 @@ def _count(array: pa.Array) -> _Counts:
         nulls,
         bad,
         values.size,
-        float(values.sum(dtype=np.float64)),
+        _sum(values),
         float(values.min()),
         float(values.max()),
     )
+
+
+def _sum(values: npt.NDArray[Any]) -> Fraction:
+    with np.errstate(over="ignore"):
+        total = float(values.sum(dtype=np.float64))
+    return Fraction(total) if math.isfinite(total) else sum(map(Fraction, values.tolist()), _ZERO)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..dataplane.dataset import Dataset, open_dataset
-from ..dataplane.errors import JobSpecError, SelectionError
+from ..dataplane.errors import JobSpecError, SelectionError, StorageError
 from ..dataplane.manifest_header import HEADER
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
@@ -18,7 +20,15 @@ from ..dataplane.targets import Target, target_at
 from .spec import JobSpec
 from .stages import Stage
 
-__all__ = ["check_job", "load_snapshot", "open_job", "refuse_inside", "rows_of", "target_of"]
+__all__ = [
+    "check_job",
+    "load_snapshot",
+    "open_job",
+    "refuse_inside",
+    "rows_of",
+    "space_for",
+    "target_of",
+]
 
 
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
@@ -97,6 +107,25 @@ def target_of(spec: JobSpec) -> tuple[Target, str | None]:
     target = target_at(out, spec.storage_options)
     target.prepare()
     return target, parent
+
+
+@contextmanager
+def space_for(target: Target, bytes_needed: int) -> Iterator[None]:
+    """Refuse to begin where a disk has no room for a job; say how much it took where it fills up.
+
+    Workers write there too, and their errors come without the system's number.
+    """
+    target.check_space(bytes_needed)
+    try:
+        yield
+    except StorageError as error:
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        status = os.statvfs(target.disk)
+        raise StorageError(
+            f"{error} The job needs about {bytes_needed:,} bytes in {target.disk}; "
+            f"{status.f_bavail * status.f_frsize:,} are free."
+        ) from error
 
 
 def refuse_inside(

@@ -178,7 +178,9 @@ def scan(
     wanted = opt.parse_quantiles(quantiles or [])
     shown = progress_of(progress, quiet)
     budget = None if memory is None else parse_bytes(memory)
-    with Engine(scheduler=scheduler, workers=workers, memory=budget, note=shown.note) as engine:
+    with Engine(
+        scheduler=scheduler, workers=workers, memory=budget, note=shown.note, warn=shown.warn
+    ) as engine:
         result = scan_dataset(
             opt.parse_dataset(dataset),
             since=since,

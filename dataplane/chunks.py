@@ -1,0 +1,107 @@
+"""Chunks of a fragment: which are read together, how large they are, which one is damaged.
+
+A *chunk* is a row group or a record batch. A **run** is the smallest stretch of neighbouring chunks
+that holds `SCAN_ROWS` rows: scans begin a new batch at each run, so that the batches of a fragment
+are the same whether it is read in one piece or in several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .columns import numpy_type
+
+__all__ = [
+    "SCAN_ROWS",
+    "chunk_runs",
+    "column_ranges",
+    "damaged_place",
+    "decoded_bytes",
+    "small_runs",
+]
+
+_RUN_BYTES = 2 << 20  # of small record batches that come from an object store in one request
+SCAN_ROWS = 65_536
+"""Rows of a scanned batch at most."""
+
+
+def chunk_runs(chunk_rows: Iterable[int]) -> list[tuple[range, int]]:
+    """Return (chunks, rows) of each run of a fragment; the last one may hold fewer rows."""
+    runs: list[tuple[range, int]] = []
+    first = held = index = 0
+    for index, rows in enumerate(chunk_rows, 1):
+        held += int(rows)
+        if held >= SCAN_ROWS:
+            runs.append((range(first, index), held))
+            first, held = index, 0
+    if held:
+        runs.append((range(first, index), held))
+    return runs
+
+
+def decoded_bytes(metadata: Any, schema: pa.Schema, columns: Sequence[str], chunk: int) -> int:
+    """Return about how many bytes the columns of a Parquet row group take in memory, at least.
+
+    Fixed-width columns are counted by their width, others by their bytes before compression.
+    """
+    group = metadata.row_group(chunk)
+    total = 0
+    stored: dict[str, int] = {}
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name = column.path_in_schema
+        top = name if name in columns else name.split(".")[0]
+        stored[top] = stored.get(top, 0) + column.total_uncompressed_size
+    for name in columns:
+        known = numpy_type(schema.field(name).type)
+        if known is None:
+            total += stored.get(name, 0)
+        else:
+            total += group.num_rows * known[0].itemsize * math.prod(known[1])
+    return total
+
+
+def damaged_place(file: pq.ParquetFile, columns: Sequence[str], chunks: range) -> str:
+    """Return which row group and column cannot be decoded, found by trying; empty where all can."""
+    for chunk in chunks:
+        for name in columns:
+            try:
+                file.read_row_group(chunk, columns=[name], use_threads=False)
+            except (pa.ArrowException, OSError, ValueError):
+                return f"row group {chunk}, column '{name}'"
+    return ""
+
+
+def small_runs(places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Return runs of neighbouring record batches that are too small for a request each."""
+    runs: list[list[tuple[int, int]]] = []
+    held = _RUN_BYTES
+    for start, stop in places:
+        if stop - start >= _RUN_BYTES:
+            held = _RUN_BYTES
+            continue
+        if held + stop - start > _RUN_BYTES:
+            runs.append([])
+            held = 0
+        runs[-1].append((start, stop))
+        held += stop - start
+    return runs
+
+
+def column_ranges(metadata: Any, columns: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Return where each row group's chunks of some columns stand."""
+    names = [metadata.schema.column(j).path for j in range(metadata.num_columns)]
+    wanted = [j for j, n in enumerate(names) if any(f"{n}.".startswith(f"{c}.") for c in columns)]
+    groups = []
+    for i in range(metadata.num_row_groups):
+        chunks = [metadata.row_group(i).column(j) for j in wanted]
+        starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset))) for c in chunks]
+        groups.append(
+            [(at, at + c.total_compressed_size) for at, c in zip(starts, chunks, strict=True)]
+        )
+    return groups
