@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .errors import RowIdError
 from .random import compiled_kernels
 
-__all__ = ["Bitmap", "count_bits", "set_bits"]
+__all__ = ["BITMAP_INDEX", "Bitmap", "count_bits", "set_bits"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -25,6 +25,9 @@ I64 = npt.NDArray[np.int64]
 _BLOCK_WORDS = 8  # 512 ids
 _HINT_BITS = 1024
 _CHUNK_WORDS = 1 << 14  # what `chunks` decodes at once: 1 Mi ids
+
+BITMAP_INDEX = 0.14
+"""Bytes of the index for each byte of bits."""
 
 
 class Bitmap:
@@ -56,10 +59,13 @@ class Bitmap:
     @cached_property
     def _before(self) -> I64:
         """Set bits before each block, and in all."""
-        counts = np.bitwise_count(self.words).astype(np.int64)
-        starts = np.arange(0, len(counts), _BLOCK_WORDS)
-        sums = np.add.reduceat(counts, starts) if len(counts) else counts
-        return np.concatenate([[0], np.cumsum(sums)])
+        before = np.zeros(-(-len(self.words) // _BLOCK_WORDS) + 1, dtype=np.int64)
+        for start in range(0, len(self.words), _CHUNK_WORDS):
+            counts = np.bitwise_count(self.words[start : start + _CHUNK_WORDS])
+            starts = np.arange(0, len(counts), _BLOCK_WORDS)
+            first = start // _BLOCK_WORDS + 1
+            before[first : first + len(starts)] = np.add.reduceat(counts, starts, dtype=np.int64)
+        return np.cumsum(before, out=before)
 
     @cached_property
     def _hints(self) -> I64:
@@ -83,12 +89,12 @@ class Bitmap:
         block = np.searchsorted(self._before, ranks, side="right") - 1
         left = ranks - self._before[block]
         word = block * _BLOCK_WORDS
-        counts = np.append(np.bitwise_count(self.words).astype(np.int64), 0)
         moving = np.arange(len(ranks))
         while moving.size:  # seven times at most: the bit is in one of eight words
-            inside = counts[word[moving]]
-            moving = moving[left[moving] >= inside]
-            left[moving] -= counts[word[moving]]
+            inside = np.bitwise_count(self.words[word[moving]]).astype(np.int64)
+            beyond = left[moving] >= inside
+            moving = moving[beyond]
+            left[moving] -= inside[beyond]
             word[moving] += 1
         bits = np.zeros(len(ranks), dtype=np.int64)
         rest = self.words[word] if len(ranks) else self.words[:0]
@@ -106,6 +112,17 @@ class Bitmap:
         words = np.ascontiguousarray(self.words[first : -(-stop // 64)], dtype="<u8")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=stop - first * 64)
         return bits[start - first * 64 :].view(bool)
+
+    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
+        """Return which of these row ids, all below the bitmap's end, are in the set."""
+        bits = self.words[ids >> np.uint64(6)] >> (ids & np.uint64(63))
+        inside: npt.NDArray[np.bool_] = (bits & np.uint64(1)).astype(bool)
+        return inside
+
+    def any_inside(self, start: int, stop: int) -> bool:
+        """Whether a row id from `start` up to `stop` is in the set."""
+        pieces = range(start, stop, 64 * _CHUNK_WORDS)
+        return any(self.inside(at, min(at + 64 * _CHUNK_WORDS, stop)).any() for at in pieces)
 
     def chunks(self) -> Iterator[U64]:
         """Yield the row ids, ascending, about a million ids of the range at a time."""

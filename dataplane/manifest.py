@@ -59,7 +59,7 @@ import logging
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -354,6 +354,6 @@ def _side_at(value: Any, column: SideColumn, k: int, a: int, b: int) -> Any:
     return value[k] if column.kind == "batch" else value[a:b]
 
 
-def records_to_json(parts: list[PartRecord]) -> list[dict[str, Any]]:
+def records_to_json(parts: Sequence[PartRecord]) -> list[dict[str, Any]]:
     """Return part records as the provenance holds them."""
     return [asdict(p) for p in parts]

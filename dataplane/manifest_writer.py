@@ -14,15 +14,15 @@ from __future__ import annotations
 import operator
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from .canonical import digest, plain_json
-from .commit import publish, staging, write_synced
+from .canonical import digest, known_fields, plain_json
+from .commit import link_file, publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_writer import EpochWriter
 from .errors import (
@@ -40,7 +40,7 @@ from .random import checked_seed
 from .snapshot import Snapshot
 from .storage import storing
 
-__all__ = ["ManifestWriter"]
+__all__ = ["ManifestWriter", "check_space", "refuse_foreign_target", "versions"]
 
 
 class ManifestWriter:
@@ -111,6 +111,7 @@ class ManifestWriter:
         self._records: list[EpochRecord] = []
         self._parts: list[PartRecord] = []
         self._fragments: set[int] = set()
+        self._last: dict[str, Any] = {}
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
         self._folder = self._cleanup.enter_context(staging(self._place))
@@ -172,9 +173,49 @@ class ManifestWriter:
             raise
         finally:
             self._open = None
+        self._add(record, epoch.parts, fragments)
+
+    def _add(
+        self, record: EpochRecord, parts: Sequence[PartRecord], fragments: Iterable[int]
+    ) -> None:
         self._records.append(record)
-        self._parts += epoch.parts
+        self._parts += parts
         self._fragments.update(fragments)
+        self._last = {
+            "record": vars(record),
+            "parts": records_to_json(parts),
+            "fragments": list(fragments),
+        }
+
+    def share_epoch(self, folder: Path) -> dict[str, Any] | None:
+        """Give the epoch that was written last to a later writer of the same plan.
+
+        Its parts are linked into `folder`. Returns what `take_epoch` asks for, as JSON; None where
+        the filesystem makes no links.
+        """
+        try:
+            for part in self._last["parts"]:
+                link_file(self._folder / part["name"], folder / part["name"])
+        except OSError:
+            return None
+        return self._last
+
+    def take_epoch(self, shared: Mapping[str, Any], folder: Path) -> None:
+        """Take over an epoch that another writer of the same plan gave to `folder`.
+
+        The parts' bytes are those that their names say: the caller has hashed them.
+        """
+        self._refuse_closed()
+        parts = [PartRecord.from_json(p) for p in shared["parts"]]
+        with storing("Taking over parts of an earlier run", folder):
+            for part in parts:
+                link_file(folder / part.name, self._folder / part.name)
+        self._add(known_fields(EpochRecord, shared["record"]), parts, shared["fragments"])
+
+    @property
+    def folder(self) -> Path:
+        """Where parts are staged."""
+        return self._folder
 
     def append(self, plan: BatchPlan) -> None:
         """Append micro-batches to the open epoch; `SelectionError` where they are no plan.
@@ -217,7 +258,7 @@ class ManifestWriter:
             "planned_fragments": "all" if planned == everywhere else planned,
         }
         provenance = {
-            "created_by": _versions(),
+            "created_by": versions(),
             "reports": plain_json(reports or {}, "reports", non_finite=True),
             "parts": records_to_json(self._parts),
         }
@@ -280,7 +321,8 @@ def check_space(folder: Path, bytes_needed: int) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what makes a plan."""
     found = {"python": platform.python_version()}
     for name in ("batchloom", "numpy", "pyarrow", "scikit-learn", "faiss-gpu", "faiss-cpu"):
         try:

@@ -12,7 +12,7 @@ Flood, OOPSLA 2014), all modulo 2**64::
 
 **Choice** of exactly n of N: the n rows with the smallest (key, row id). It is found by a histogram
 of the keys' top 16 bits, which partitions can sum up, and a sort of the one bin that holds the
-n-th; see `choose` and, for partitions, `key_histogram`, `choice_bin`, `choice_threshold`.
+n-th; see `choose` and, for partitions, `key_histogram`, `choice_bin`, `choice_threshold`, `chosen`.
 
 **Permutation** π of n positions: below 65,536 a stable argsort of the keys of the positions;
 otherwise ``feistel8-v1``: a generalised Feistel network over Z_a × Z_b with a = ceil(sqrt(n)),
@@ -49,6 +49,7 @@ __all__ = [
     "choice_bin",
     "choice_threshold",
     "choose",
+    "chosen",
     "compiled_kernels",
     "exact_share",
     "hash_values",
@@ -222,9 +223,13 @@ def choose(
     row_keys = keys(seed, stream, epoch, ids)
     bin_, take = choice_bin(key_histogram(row_keys), n)
     in_bin = (row_keys >> np.uint64(48)) == np.uint64(bin_)
-    key, row = choice_threshold(row_keys[in_bin], ids[in_bin], take)
-    tied = (row_keys == np.uint64(key)) & (ids <= np.uint64(row))
-    kept: npt.NDArray[np.bool_] = (row_keys < np.uint64(key)) | tied
+    return chosen(row_keys, ids, choice_threshold(row_keys[in_bin], ids[in_bin], take))
+
+
+def chosen(row_keys: U64, ids: U64, threshold: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return which rows are kept by a threshold of `choice_threshold`; shape (n,)."""
+    key, row = np.uint64(threshold[0]), np.uint64(threshold[1])
+    kept: npt.NDArray[np.bool_] = (row_keys < key) | ((row_keys == key) & (ids <= row))
     return kept
 
 

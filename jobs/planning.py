@@ -13,20 +13,22 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..dataplane.commit import staging
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import JobSpecError
 from ..dataplane.manifest import Manifest
 from ..dataplane.manifest_writer import ManifestWriter, check_space
+from .bill import make_budget, work_bytes
 from .context import JobContext
 from .engine import Engine
+from .finished import Finished, job_identity
 from .hashing import hash_dataset
 from .methods import make_stage
-from .pipeline import Pipeline
+from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
 from .start import check_job, manifest_bytes, open_job, rows_of, target_of
+from .work import work_folder
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -138,20 +140,24 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
-    check_space(target.parent, manifest_bytes(dataset.rows, spec))
+    budget = make_budget(spec, dataset, stages)
+    made_of = identity_of(stages, spec, first_added)
+    needed = manifest_bytes(dataset.rows, spec) + work_bytes(dataset, stages, budget)
+    check_space(target.parent, needed)
     with (
         Engine(
             scheduler=spec.scheduler,
-            workers=spec.workers,
-            memory=spec.memory,
+            workers=budget.workers,
+            memory=budget.for_workers,
             note=progress.note,
         ) as engine,
-        staging(target) as folder,
+        work_folder(target, job_identity(spec, dataset, made_of)) as work,
     ):
         job = JobContext(
             dataset,
             engine,
-            folder,
+            work,
+            budget,
             spec.seed,
             spec.batch_size,
             spec.on_invalid,
@@ -163,7 +169,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         with ManifestWriter(
             target,
             snapshot=dataset.snapshot,
-            stages=pipeline.identity(spec, first_added),
+            stages=made_of,
             seed=spec.seed,
             unit=pipeline.batch.unit,
             weight_semantics=pipeline.weight_semantics,
@@ -171,11 +177,16 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             parent=parent,
             deep_hashes=deep,
         ) as writer:
+            finished = Finished(job, writer, target)
+            progress.note(finished.told(spec.epochs)) if work.taken else None
             for epoch in range(*spec.epochs):
-                state = pipeline.state(epoch)
-                with writer.epoch(epoch, eligible_rows=len(state.rows)):
-                    _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
-            return writer.commit(reports={**state.reports, **job.reports})
+                if finished.take(epoch):
+                    continue
+                with pipeline.state(epoch) as state:
+                    with writer.epoch(epoch, eligible_rows=len(state.rows)):
+                        _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
+                    finished.give(epoch, state.reports)
+            return writer.commit(reports=finished.reports)
 
 
 def _write(

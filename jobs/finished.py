@@ -1,0 +1,92 @@
+"""What an earlier run of the same job had finished when it was killed: tasks and epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..dataplane.canonical import plain_json
+from ..dataplane.dataset import Dataset
+from ..dataplane.manifest_writer import ManifestWriter, versions
+from .context import JobContext
+from .spec import JobSpec
+from .work import remove_staging
+
+__all__ = ["Finished", "job_identity"]
+
+_EPOCH, _STAGING = "epoch", "staging"
+
+
+def job_identity(
+    spec: JobSpec, dataset: Dataset, stages: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what makes two jobs the same, as JSON: all that decides, and what computes it."""
+    return {
+        "snapshot": dataset.snapshot.fingerprint,
+        "stages": list(stages),
+        "seed": spec.seed,
+        "epochs": list(spec.epochs),
+        "batch_size": spec.batch_size,
+        "micro_per_step": spec.micro_per_step,
+        "versions": versions(),
+    }
+
+
+class Finished:
+    """Takes finished epochs over from an earlier run, and keeps this run's for a later one.
+
+    Parameters
+    ----------
+    job : JobContext
+    writer : ManifestWriter
+    target : Path
+    """
+
+    def __init__(self, job: JobContext, writer: ManifestWriter, target: Path) -> None:
+        self._job, self._writer = job, writer
+        self._reports: Mapping[str, Any] = {}
+        before = job.work.find(_STAGING)
+        if before is not None:
+            remove_staging(target, before.value)
+        job.work.record(_STAGING, {}, writer.folder.name)
+
+    @property
+    def reports(self) -> dict[str, Any]:
+        """What the stages told of themselves."""
+        return {**self._reports, **self._job.reports}
+
+    def told(self, epochs: tuple[int, int]) -> str:
+        """Say what there is to go on from."""
+        keys = [entry.key for entry in self._job.work.taken]
+        done = sum(_key(epoch) in keys for epoch in range(*epochs))
+        tasks = len(keys) - done - keys.count(_STAGING)
+        return (
+            f"going on from an earlier run: {tasks} finished tasks, "
+            f"{done} of {epochs[1] - epochs[0]} epochs"
+        )
+
+    def take(self, epoch: int) -> bool:
+        """Take an epoch over; False where it was not finished."""
+        entry = self._job.work.find(_key(epoch))
+        if entry is None:
+            return False
+        self._writer.take_epoch(entry.value["shared"], self._job.work.path)
+        self._reports = entry.value["reports"]
+        self._job.reports.update(entry.value["job_reports"])
+        return True
+
+    def give(self, epoch: int, reports: Mapping[str, Any]) -> None:
+        """Record the epoch that was written last."""
+        self._reports = reports
+        shared = self._writer.share_epoch(self._job.work.path)
+        if shared is None:
+            return
+        files = {p["name"]: (p["bytes"], p["sha256"]) for p in shared["parts"]}
+        value = {"shared": shared, "reports": reports, "job_reports": self._job.reports}
+        plain = plain_json(value, "reports", non_finite=True)
+        self._job.work.record(_key(epoch), files, plain)
+
+
+def _key(epoch: int) -> str:
+    return f"{_EPOCH} {epoch}"
