@@ -9,7 +9,7 @@ together 0.14 of a bit a row id where half are set. A billion ids take 125 MB an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ I64 = npt.NDArray[np.int64]
 
 _BLOCK_WORDS = 8  # 512 ids
 _HINT_BITS = 1024
+_MASK = (1 << 64) - 1
 _CHUNK_WORDS = 1 << 14  # what `chunks` decodes at once: 1 Mi ids
 
 BITMAP_INDEX = 0.14
@@ -51,6 +52,39 @@ class Bitmap:
                 raise RowIdError(f"Row {int(ids.max())} is not below {size}.")
             set_bits(words, ids)
         return cls(words)
+
+    def add(self, ids: U64) -> None:
+        """Set the bits of row ids, before the set is first asked for anything."""
+        set_bits(self.words, ids)
+
+    def contains(self, ids: U64) -> npt.NDArray[np.bool_]:
+        """Return for each row id whether it is in the set; shape (k,)."""
+        word = (ids >> np.uint64(6)).astype(np.int64)
+        inside = word < len(self.words)
+        found = np.zeros(len(ids), dtype=bool)
+        bits = self.words[word[inside]] >> (ids[inside] & np.uint64(63))
+        found[inside] = (bits & np.uint64(1)).astype(bool)
+        return found
+
+    def count(self, start: int, stop: int) -> int:
+        """Return how many of the row ids `start` to `stop` are in the set."""
+        first, last = start // 64, -(-stop // 64)
+        words = self.words[first:last].copy()
+        if not len(words):
+            return 0
+        words[0] &= np.uint64(_MASK << (start % 64) & _MASK)
+        words[-1] &= np.uint64(_MASK >> (-stop % 64))
+        return count_bits(words)
+
+    def ranks(self, ids: U64) -> I64:
+        """Return the rank of each row id of the set: how many are below it; shape (k,)."""
+        word = (ids >> np.uint64(6)).astype(np.int64)
+        ranks = self._before[word // _BLOCK_WORDS].copy()
+        for back in range(1, _BLOCK_WORDS):
+            whole = np.flatnonzero(word % _BLOCK_WORDS >= back)
+            ranks[whole] += np.bitwise_count(self.words[word[whole] - back])
+        below = (np.uint64(1) << (ids & np.uint64(63))) - np.uint64(1)
+        return ranks + np.bitwise_count(self.words[word] & below)
 
     def __len__(self) -> int:
         """Return the number of row ids in the set."""
@@ -86,25 +120,34 @@ class Bitmap:
         return self._select(at)
 
     def _select(self, ranks: I64) -> U64:
-        block = np.searchsorted(self._before, ranks, side="right") - 1
-        left = ranks - self._before[block]
-        word = block * _BLOCK_WORDS
-        moving = np.arange(len(ranks))
-        while moving.size:  # seven times at most: the bit is in one of eight words
-            inside = np.bitwise_count(self.words[word[moving]]).astype(np.int64)
-            beyond = left[moving] >= inside
-            moving = moving[beyond]
-            left[moving] -= inside[beyond]
-            word[moving] += 1
-        bits = np.zeros(len(ranks), dtype=np.int64)
-        rest = self.words[word] if len(ranks) else self.words[:0]
-        for width in (32, 16, 8, 4, 2, 1):  # halve: is the bit in the lower half?
-            low = np.bitwise_count(rest & np.uint64((1 << width) - 1)).astype(np.int64)
-            upper = left >= low
-            left = np.where(upper, left - low, left)
-            rest = np.where(upper, rest >> np.uint64(width), rest)
-            bits += np.where(upper, width, 0)
-        return (word * 64 + bits).astype(np.uint64)
+        block = self._block_of(ranks)
+        words = self._padded_words(block)
+        word, left = _narrowed(np.bitwise_count(words), ranks - self._before[block])
+        eight = words[np.arange(len(ranks)), word].astype("<u8").view(np.uint8).reshape(-1, 8)
+        byte, left = _narrowed(np.bitwise_count(eight), left)
+        bit = _bit_of_rank()[eight[np.arange(len(ranks)), byte], left]
+        found: U64 = ((block * _BLOCK_WORDS + word) * 64 + byte * 8 + bit).astype(np.uint64)
+        return found
+
+    def _block_of(self, ranks: I64) -> I64:
+        """Return the last block with no more set bits before it than each rank."""
+        hint = ranks // _HINT_BITS
+        low: I64 = self._hints[hint]
+        high: I64 = self._hints[hint + 1]
+        while (low < high).any():
+            middle = (low + high + 1) >> 1
+            fits = self._before[middle] <= ranks
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+        return low
+
+    def _padded_words(self, block: I64) -> U64:
+        """Return the eight words of each block, zeros after the last word; shape (k, 8)."""
+        place = block[:, None] * _BLOCK_WORDS + np.arange(_BLOCK_WORDS)
+        if not len(self.words):
+            return np.zeros(place.shape, dtype=np.uint64)
+        words: U64 = self.words[np.minimum(place, len(self.words) - 1)]
+        words[place >= len(self.words)] = 0
+        return words
 
     def inside(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Return for the row ids `start` to `stop` whether they are in the set."""
@@ -112,17 +155,6 @@ class Bitmap:
         words = np.ascontiguousarray(self.words[first : -(-stop // 64)], dtype="<u8")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=stop - first * 64)
         return bits[start - first * 64 :].view(bool)
-
-    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
-        """Return which of these row ids, all below the bitmap's end, are in the set."""
-        bits = self.words[ids >> np.uint64(6)] >> (ids & np.uint64(63))
-        inside: npt.NDArray[np.bool_] = (bits & np.uint64(1)).astype(bool)
-        return inside
-
-    def any_inside(self, start: int, stop: int) -> bool:
-        """Whether a row id from `start` up to `stop` is in the set."""
-        pieces = range(start, stop, 64 * _CHUNK_WORDS)
-        return any(self.inside(at, min(at + 64 * _CHUNK_WORDS, stop)).any() for at in pieces)
 
     def chunks(self) -> Iterator[U64]:
         """Yield the row ids, ascending, about a million ids of the range at a time."""
@@ -134,6 +166,32 @@ class Bitmap:
     def ids(self) -> U64:
         """Return all row ids, ascending."""
         return np.concatenate([np.zeros(0, np.uint64), *self.chunks()])
+
+
+def _narrowed(counts: npt.NDArray[np.uint8], left: I64) -> tuple[I64, I64]:
+    """Find the one of eight pieces that holds a bit, and the set bits before it in there.
+
+    Parameters
+    ----------
+    counts : uint8, shape (k, 8)
+        Set bits of each piece.
+    left : int64, shape (k,)
+        Set bits before the one that is looked for.
+    """
+    ends = np.cumsum(counts, axis=1, dtype=np.int16)
+    piece = (ends <= left[:, None]).sum(axis=1)
+    at = np.arange(len(left))
+    return piece, left - ends[at, piece] + counts[at, piece]
+
+
+@cache
+def _bit_of_rank() -> npt.NDArray[np.int64]:
+    """Return the place of each set bit of every byte; shape (256, 8)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    places = np.zeros((256, 8), dtype=np.int64)
+    for value, row in enumerate(bits):
+        places[value, : row.sum()] = np.flatnonzero(row)
+    return places
 
 
 def set_bits(words: U64, ids: npt.NDArray[np.integer]) -> None:

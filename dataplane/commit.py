@@ -3,44 +3,39 @@
 Everything is written into a dot-directory beside the target, flushed to disk, and renamed once. A
 process that dies leaves the target absent and one or two dot-directories, which no reader looks at:
 
-``.<name>.staging-<12 hex>``
+``.<name>.staging-<12 hex digits>``
     What was about to become the target. Never used again.
-``.<name>.work-<12 hex>`` (or ``…-<12 hex>-<12 hex>``)
-    What a planning job keeps between its stages, named by the job's digest. The same job goes on
-    from it when it is run again; see `jobs.work`.
+``.<name>.work-<12 hex digits>``
+    What a planning job keeps between its stages, named by a digest of the job: the same job goes on
+    from it when it is run again (`jobs.work`).
 
-`SCRATCH` matches these names. Whoever works in such a directory holds a lock on it (`lock_folder`),
-which ends with the process, however that ends: `in_use` tells whether somebody does.
+A process that works in one of them holds a lock on it (`hold`), which ends with the process.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import StorageError
 from .storage import storing
 
 __all__ = [
-    "SCRATCH",
-    "in_use",
-    "link_file",
-    "lock_folder",
+    "hold",
+    "link_or_copy",
     "publish",
     "replace_file",
     "staging",
     "sync_path",
     "write_synced",
 ]
-
-SCRATCH = re.compile(r"\.(?P<name>.+)\.(?P<kind>staging|work)-(?P<id>[0-9a-f]{12}(-[0-9a-f]{12})?)")
-"""Names of directories that a run leaves when it is killed; use ``fullmatch``."""
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
@@ -52,41 +47,42 @@ def staging(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = target.parent / f".{target.name}.staging-{uuid.uuid4().hex[:12]}"
         folder.mkdir()
-    lock = lock_folder(folder)
     try:
-        yield folder
+        with hold(folder):  # so that nobody clears it away while this process lives
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Lock a directory until the handle that is returned is closed, or the process ends.
+@contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Lock a file or folder (flock); False where another holder has it, or another user.
 
-    None where another process holds it, where it was removed meanwhile, or where the filesystem
-    knows no locks.
+    The lock goes with the process. Where the file system knows no locks, all have it. False also
+    where it was removed before it could be locked.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
+        handle = os.open(path, os.O_RDONLY)
+    except (PermissionError, FileNotFoundError):
+        yield False
+        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.stat(folder)):
-            return handle
-    except OSError:
-        pass
-    os.close(handle)
-    return None
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a running process works in a directory; also True where that cannot be known."""
-    handle = lock_folder(folder)
-    if handle is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except OSError as error:
+            mine = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield mine and _is_still(path, handle)
+    finally:
         os.close(handle)
-    return handle is None and folder.exists()
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether an open file has not been removed or replaced since."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def publish(folder: Path, target: Path) -> bool:
@@ -103,18 +99,39 @@ def publish(folder: Path, target: Path) -> bool:
     return True
 
 
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name; one that has it already stays."""
-    with suppress(FileExistsError):
-        os.link(source, target)
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and flush it to disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link_or_copy(source: Path, target: Path, sha256: str) -> None:
+    """Give a file of known content a second name, or copy it where no link can be made.
+
+    A copy is hashed while it is written; `StorageError` where it is not what it should be. A target
+    that is there already is left as it is: names of such files are their contents.
+    """
+    try:
+        os.link(os.path.realpath(source), target)
+    except FileExistsError:
+        return
+    except OSError:  # another device, or a file system without links
+        _copy_checked(source, target, sha256)
+
+
+def _copy_checked(source: Path, target: Path, sha256: str) -> None:
+    shutil.copyfile(source, target)
+    with open(target, "rb+") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    if found != sha256:
+        target.unlink()
+        raise StorageError(
+            f"Copying {source} went wrong: expected SHA-256 {sha256}, found {found}. Nothing was "
+            "committed; check the storage, then run the same command again."
+        )
 
 
 def replace_file(path: Path, data: bytes) -> None:

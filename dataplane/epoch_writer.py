@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .coverage import Coverage
+from .epochs import WEIGHT_ONE, EpochRecord
 from .errors import SelectionError, StorageError
-from .manifest import WEIGHT_ONE, EpochRecord
 from .manifest_part import PartRecord, PartWriter, block_digest
 from .plan import BatchPlan, SideColumn
 from .snapshot import Snapshot

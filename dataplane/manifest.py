@@ -21,6 +21,9 @@ A *block* is a record batch. It closes after the micro-batch with which it reach
 micro-batches or 1 Mi row ids; a part closes after the block with which it reaches 4 Mi row ids, and
 at an epoch's end. A part is named by the SHA-256 of its bytes.
 
+**Recipes.** An epoch that is a pure function of a permutation and of bitmaps takes no parts, but
+``bitmap-<sha256>.bin`` files; see `recipe`. The header lists the reader feature ``recipe``.
+
 **Header.** ``manifest.json`` is ``{manifest_id, header_sha256, identity, provenance}`` in canonical
 JSON (see `canonical`). ``manifest_id`` is the SHA-256 of ``identity``, ``header_sha256`` that of
 ``{identity, provenance}``. This envelope is the same in every version.
@@ -36,11 +39,15 @@ micro-batches), ``coverage`` (``exactly_once``, ``subset`` or ``with_replacement
 ``distinct_rows``, ``dropped_rows`` (selected but in no micro-batch), ``weight_sum`` (the integer
 Σ round(w · 2²⁴), halves to even) and ``logical_digest``: SHA-256 over the blocks' logical digests
 in order; a block's is SHA-256 over its columns in the order above, little-endian, a list as int64
-offsets from 0 followed by its values.
+offsets from 0 followed by its values. A recipe epoch has no digest (null), but ``recipe``:
+``permutation, stream, rows, batch_size, micro_per_step, classes``, each class with ``bitmap``
+(SHA-256; null: all rows) and ``weight``. The copy of a recipe in parts names it in
+``materialized_from``.
 
 *provenance* is how it was written: versions, reports of the stages, and for each part ``name,
 epoch, bytes, sha256, frame_sha256`` (of all bytes outside block bodies) and for each block
-``offset, length, sha256, first_step, first_micro, micro_batches, rows``: the jump index.
+``offset, length, sha256, first_step, first_micro, micro_batches, rows``: the jump index. Bitmaps
+are listed as ``name, bytes``.
 
 The same decision has the same id on any machine and version. Random order is counter-based
 (`random`), so workers, partitions and paths do not enter.
@@ -54,53 +61,29 @@ opens; a newer major version and an unknown reader feature are refused by name.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+from .bitmap_file import BitmapFile, BitmapRecord
 from .canonical import known_fields
 from .dataset import Dataset, DatasetLike, open_dataset
+from .epochs import Epoch, EpochRecord, RecipeRecord, StoredEpoch
 from .errors import ManifestCorruptError, ManifestError
 from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
-from .manifest_part import PartReader, PartRecord, block_digest, part_schema
-from .plan import BatchPlan, MicroBatch, Ragged, SideColumn, Unit, WeightSemantics
+from .manifest_part import PartReader, PartRecord, part_schema
+from .plan import SideColumn, Unit, WeightSemantics
+from .recipe import RecipeEpoch, RecipeRows, WeightClass
 from .snapshot import Snapshot
 
-__all__ = ["HEADER", "SCHEMA_VERSION", "Epoch", "EpochRecord", "Manifest"]
-
-WEIGHT_ONE = 1 << 24  # the integer that stands for a weight of 1 in weight sums
+__all__ = ["HEADER", "SCHEMA_VERSION", "Manifest"]
 
 _log = logging.getLogger("batchloom")
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What the identity says of one epoch; see the module's docstring."""
-
-    epoch: int
-    steps: int
-    micro_batches: int
-    samples: int
-    smallest_micro_batch: int
-    last_step_micro_batches: int
-    micro_divisor: int
-    coverage: str
-    distinct_rows: int
-    dropped_rows: int
-    weight_sum: int
-    logical_digest: str
-
-    @property
-    def total_weight(self) -> float:
-        return self.weight_sum / WEIGHT_ONE
 
 
 class Manifest:
@@ -128,7 +111,7 @@ class Manifest:
         self.side_columns = tuple(
             known_fields(SideColumn, c) for c in self.identity["side_columns"]
         )
-        records = [known_fields(EpochRecord, e) for e in self.identity["epochs"]]
+        records = [EpochRecord.from_json(e) for e in self.identity["epochs"]]
         self.records = {record.epoch: record for record in records}
         self.parts = [PartRecord.from_json(p) for p in self.provenance["parts"]]
         schema = part_schema(self.weight_semantics is not None, self.side_columns)
@@ -136,8 +119,13 @@ class Manifest:
         listed: Counter[int] = Counter()
         for part in self.parts:
             listed[part.epoch] += part.micro_batches
+        bitmaps = [BitmapRecord.from_json(b) for b in self.provenance.get("bitmaps", [])]
+        self._bitmaps = {b.sha256: BitmapFile(path / b.name, b) for b in bitmaps}
+        self._recipe_rows: tuple[RecipeRecord, RecipeRows] | None = None
         for record in records:
-            if listed[record.epoch] != record.micro_batches:
+            if record.recipe is not None:
+                self._check_recipe(record.recipe)
+            elif listed[record.epoch] != record.micro_batches:
                 raise ManifestCorruptError(
                     f"{path / HEADER}, epoch {record.epoch}: expected {record.micro_batches} "
                     f"micro-batches, the parts list {listed[record.epoch]}. Plan anew."
@@ -176,6 +164,17 @@ class Manifest:
         return Snapshot.from_json(self.identity["snapshot"])
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the parts and bitmaps."""
+        bitmaps = sum(b.record.bytes for b in self._bitmaps.values())
+        return sum(p.bytes for p in self.parts) + bitmaps
+
+    @property
+    def bitmaps(self) -> list[BitmapRecord]:
+        """The files that hold the rows of recipe epochs."""
+        return [b.record for b in self._bitmaps.values()]
+
+    @property
     def epochs(self) -> tuple[int, ...]:
         """Epochs that the manifest holds, ascending."""
         return tuple(sorted(self.records))
@@ -195,8 +194,42 @@ class Manifest:
         if number not in self.records:
             held = ", ".join(map(str, self.epochs))
             raise ManifestError(f"{self.path} holds no epoch {number}; it holds {held}.")
+        record = self.records[number]
+        if record.recipe is not None:
+            return RecipeEpoch(record, self._rows_of(record.recipe), self.seed)
         readers = [r for r, p in zip(self._readers, self.parts, strict=True) if p.epoch == number]
-        return Epoch(self.records[number], readers, self.side_columns)
+        return StoredEpoch(record, readers, self.side_columns)
+
+    def _check_recipe(self, recipe: RecipeRecord) -> None:
+        """Raise where the header lists no bitmap of the right size for a class of rows."""
+        words = -(-self.snapshot.next_row_id // 64)
+        for c in recipe.classes:
+            if c.bitmap is None:
+                continue
+            held = self._bitmaps.get(c.bitmap)
+            if held is None or held.record.bytes != 8 * words:
+                raise ManifestCorruptError(
+                    f"{self.path / HEADER}: expected a bitmap {c.bitmap} of {8 * words:,} bytes, "
+                    "which the header does not list. Plan anew."
+                )
+
+    def _rows_of(self, recipe: RecipeRecord) -> RecipeRows:
+        """Return the rows of a recipe; epochs of the same rows share them."""
+        kept = self._recipe_rows
+        if kept is not None and kept[0].classes == recipe.classes:
+            return kept[1]
+        classes = tuple(
+            WeightClass(None if c.bitmap is None else self._bitmaps[c.bitmap].open(), c.weight)
+            for c in recipe.classes
+        )
+        rows = RecipeRows(self.snapshot, classes, self.weight_semantics is not None)
+        if len(rows.union) != recipe.rows:
+            raise ManifestCorruptError(
+                f"{self.path}: expected {recipe.rows:,} rows in the bitmaps of a recipe, found "
+                f"{len(rows.union):,}. Plan anew."
+            )
+        self._recipe_rows = recipe, rows
+        return rows
 
     def manifest_for(self, epoch: int) -> Manifest:
         """Return the manifest that holds an epoch: this one; a series has several."""
@@ -244,114 +277,11 @@ class Manifest:
         """
         for reader in self._readers:
             reader.check_all()
+        for bitmap in self._bitmaps.values():
+            bitmap.check()
         if deep:
             for number in self.epochs:
                 self.epoch(number).check_digest(self.path)
-
-
-class Epoch:
-    """Random access to the micro-batches of one epoch.
-
-    ``len(epoch)`` is their number; ``epoch[k]`` a `MicroBatch` of views; ``epoch.plan(a, b)`` a
-    `BatchPlan` of a range.
-    """
-
-    def __init__(
-        self, record: EpochRecord, readers: list[PartReader], side: tuple[SideColumn, ...]
-    ) -> None:
-        self.record = record
-        self._side = side
-        self._blocks = [(r, i) for r in readers for i in range(len(r.record.blocks))]
-        jump = [b for r in readers for b in r.record.blocks]
-        self._ends = list(accumulate(b.micro_batches for b in jump))
-        self._first_steps = [b.first_step for b in jump]
-
-    def __len__(self) -> int:
-        return self.record.micro_batches
-
-    def _at(self, index: int) -> tuple[BatchPlan, int]:
-        """Return (block, index in it) of a micro-batch."""
-        block = bisect_right(self._ends, index)
-        reader, number = self._blocks[block]
-        plan = reader.block(number)
-        return plan, index - (self._ends[block] - len(plan))
-
-    def __getitem__(self, index: int) -> MicroBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        plan, k = self._at(index)
-        a, b = int(plan.offsets[k]), int(plan.offsets[k + 1])
-        return MicroBatch(
-            int(plan.step[k]),
-            int(plan.micro[k]),
-            plan.rows[a:b],
-            None if plan.weights is None else plan.weights[a:b],
-            {c.name: _side_at(plan.side[c.name], c, k, a, b) for c in self._side},
-        )
-
-    def blocks(self) -> Iterator[BatchPlan]:
-        """Yield the blocks in order."""
-        for reader, number in self._blocks:
-            yield reader.block(number)
-
-    def plan(self, start: int = 0, stop: int | None = None) -> BatchPlan:
-        """Return micro-batches `start` to `stop` as one plan; views where they are in one block."""
-        stop = len(self) if stop is None else stop
-        if not 0 <= start <= stop <= len(self):
-            raise ManifestError(
-                f"Epoch {self.record.epoch} holds micro-batches 0 to {len(self)}; {start} to "
-                f"{stop} were asked for."
-            )
-        if start == stop:
-            return self._at(0)[0].slice(0, 0)
-        parts = []
-        while start < stop:
-            block, k = self._at(start)
-            end = min(len(block), k + stop - start)
-            parts.append(block.slice(k, end))
-            start += end - k
-        return BatchPlan.concat(parts)
-
-    def find_step(self, step: int) -> int:
-        """Return the index of the first micro-batch whose step is at or after `step`."""
-        if step <= self._first_steps[0]:
-            return 0
-        # The last block that begins before the step: it begins in there or with the next block.
-        block = bisect_left(self._first_steps, step) - 1
-        reader, number = self._blocks[block]
-        plan = reader.block(number)
-        return self._ends[block] - len(plan) + bisect_left(plan.step, step)
-
-    def step(self, step: int) -> BatchPlan:
-        """Return the micro-batches of one step."""
-        start = self.find_step(step)
-        stop = self.find_step(step + 1)
-        if start == stop:
-            raise ManifestError(
-                f"Epoch {self.record.epoch} holds no step {step}; it has {self.record.steps} "
-                f"steps, the last of them step {self._last_step()}."
-            )
-        return self.plan(start, stop)
-
-    def _last_step(self) -> int:
-        return int(self._at(len(self) - 1)[0].step[-1])
-
-    def check_digest(self, path: Path) -> None:
-        """Recompute the logical digest."""
-        hasher = hashlib.sha256()
-        for block in self.blocks():
-            hasher.update(block_digest(block, self._side))
-        if hasher.hexdigest() != self.record.logical_digest:
-            raise ManifestCorruptError(
-                f"{path}, epoch {self.record.epoch}: expected logical digest "
-                f"{self.record.logical_digest}, found {hasher.hexdigest()}."
-            )
-
-
-def _side_at(value: Any, column: SideColumn, k: int, a: int, b: int) -> Any:
-    if isinstance(value, Ragged):
-        return value.slice(a, b)
-    return value[k] if column.kind == "batch" else value[a:b]
 
 
 def records_to_json(parts: Sequence[PartRecord]) -> list[dict[str, Any]]:

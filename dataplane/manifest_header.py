@@ -23,7 +23,8 @@ __all__ = ["FORMAT", "HEADER", "SCHEMA_VERSION", "header_bytes", "malformed", "r
 HEADER = "manifest.json"
 FORMAT = "batchloom-manifest"
 SCHEMA_VERSION = "1.0"
-KNOWN_FEATURES: frozenset[str] = frozenset()
+RECIPE = "recipe"
+KNOWN_FEATURES = frozenset([RECIPE])
 
 _ENVELOPE = {"manifest_id", "header_sha256", "identity", "provenance"}
 

@@ -14,17 +14,20 @@ from __future__ import annotations
 import operator
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from .canonical import digest, known_fields, plain_json
-from .commit import link_file, publish, staging, write_synced
+from .bitmap import Bitmap
+from .bitmap_file import BitmapRecord, write_bitmap
+from .canonical import digest, plain_json
+from .commit import link_or_copy, publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_writer import EpochWriter
+from .epochs import EpochRecord
 from .errors import (
     ManifestConflictError,
     ManifestError,
@@ -32,11 +35,12 @@ from .errors import (
     SelectionError,
     StorageError,
 )
-from .manifest import EpochRecord, Manifest, records_to_json
-from .manifest_header import FORMAT, HEADER, SCHEMA_VERSION, header_bytes
+from .manifest import Manifest, records_to_json
+from .manifest_header import FORMAT, HEADER, RECIPE, SCHEMA_VERSION, header_bytes
 from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
 from .random import checked_seed
+from .recipe import RecipeRows, WeightClass, describe_recipe
 from .snapshot import Snapshot
 from .storage import storing
 
@@ -60,8 +64,9 @@ class ManifestWriter:
     weight_semantics : {'importance', 'cluster'}, optional
         None: no weights are stored, all are 1.
     side : sequence of SideColumn
-    parent, signals : str, optional
-        Id of the manifest that this one continues; digest of the signals used.
+    parent, materialized_from, signals : str, optional
+        Id of the manifest that this one continues; of the recipe that it is the copy of; digest of
+        the signals used.
     deep_hashes : mapping, optional
         SHA-256 of the dataset's files by fragment label.
     """
@@ -77,6 +82,7 @@ class ManifestWriter:
         weight_semantics: WeightSemantics | None = None,
         side: Sequence[SideColumn] = (),
         parent: str | None = None,
+        materialized_from: str | None = None,
         signals: str | None = None,
         deep_hashes: Mapping[str, str] | None = None,
     ) -> None:
@@ -103,15 +109,17 @@ class ManifestWriter:
             "weight_semantics": weight_semantics,
             "side_columns": [{"name": c.name, "kind": c.kind, "type": c.type} for c in side],
             "parent": parent,
-            "materialized_from": None,
+            "materialized_from": materialized_from,
             "signals": signals,
         }
         self._deep_hashes = deep_hashes
         self._closed = False
         self._records: list[EpochRecord] = []
         self._parts: list[PartRecord] = []
+        self._bitmaps: dict[str, BitmapRecord] = {}
+        self._last_bitmaps: list[tuple[Bitmap, str]] = []  # of the epoch before, with their digests
         self._fragments: set[int] = set()
-        self._last: dict[str, Any] = {}
+        self._fragments_of: dict[int, Sequence[int]] = {}
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
         self._folder = self._cleanup.enter_context(staging(self._place))
@@ -154,14 +162,7 @@ class ManifestWriter:
         eligible_rows : int, optional
             Rows that were selected; those that are in no micro-batch are counted as dropped.
         """
-        self._refuse_closed()
-        number = operator.index(number)
-        last = self._records[-1].epoch if self._records else -1
-        if number <= last:
-            raise SelectionError(
-                f"Epochs count from 0 and are written in ascending order; {number} came after "
-                f"{last if self._records else 'none'}."
-            )
+        number = self._next_epoch(number)
         self._open = epoch = EpochWriter(
             number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
         )
@@ -176,46 +177,124 @@ class ManifestWriter:
         self._add(record, epoch.parts, fragments)
 
     def _add(
-        self, record: EpochRecord, parts: Sequence[PartRecord], fragments: Iterable[int]
+        self, record: EpochRecord, parts: Sequence[PartRecord], fragments: Sequence[int]
     ) -> None:
         self._records.append(record)
         self._parts += parts
         self._fragments.update(fragments)
-        self._last = {
-            "record": vars(record),
-            "parts": records_to_json(parts),
-            "fragments": list(fragments),
-        }
-
-    def share_epoch(self, folder: Path) -> dict[str, Any] | None:
-        """Give the epoch that was written last to a later writer of the same plan.
-
-        Its parts are linked into `folder`. Returns what `take_epoch` asks for, as JSON; None where
-        the filesystem makes no links.
-        """
-        try:
-            for part in self._last["parts"]:
-                link_file(self._folder / part["name"], folder / part["name"])
-        except OSError:
-            return None
-        return self._last
-
-    def take_epoch(self, shared: Mapping[str, Any], folder: Path) -> None:
-        """Take over an epoch that another writer of the same plan gave to `folder`.
-
-        The parts' bytes are those that their names say: the caller has hashed them.
-        """
-        self._refuse_closed()
-        parts = [PartRecord.from_json(p) for p in shared["parts"]]
-        with storing("Taking over parts of an earlier run", folder):
-            for part in parts:
-                link_file(folder / part.name, self._folder / part.name)
-        self._add(known_fields(EpochRecord, shared["record"]), parts, shared["fragments"])
+        self._fragments_of[record.epoch] = fragments
 
     @property
     def folder(self) -> Path:
         """Where parts are staged."""
         return self._folder
+
+    def share_epoch(self, number: int, folder: Path) -> dict[str, Any] | None:
+        """Keep a finished epoch for a later writer of the plan, its parts linked into a folder.
+
+        Returns
+        -------
+        dict
+            What `adopt_epoch` asks for, as JSON. None of a recipe, and where no links can be made.
+        """
+        record = next(r for r in self._records if r.epoch == number)
+        if record.recipe is not None:
+            return None
+        parts = [part for part in self._parts if part.epoch == number]
+        try:
+            for part in parts:
+                (folder / part.name).unlink(missing_ok=True)
+                (folder / part.name).hardlink_to(self._folder / part.name)
+        except OSError:
+            return None
+        return {
+            "record": record.to_json(),
+            "parts": records_to_json(parts),
+            "fragments": list(self._fragments_of[number]),
+        }
+
+    def adopt_epoch(self, shared: Mapping[str, Any], folder: Path) -> None:
+        """Take over an epoch that a writer of the same plan had finished.
+
+        The parts in `folder` must hold what their names say: the caller has hashed them.
+        """
+        record = EpochRecord.from_json(shared["record"])
+        self._next_epoch(record.epoch)
+        parts = [PartRecord.from_json(part) for part in shared["parts"]]
+        with storing("Taking over the parts of an epoch", self._folder):
+            for part in parts:
+                link_or_copy(folder / part.name, self._folder / part.name, part.sha256)
+        self._add(record, parts, shared["fragments"])
+
+    def _next_epoch(self, number: int) -> int:
+        self._refuse_closed()
+        number = operator.index(number)
+        last = self._records[-1].epoch if self._records else -1
+        if number <= last:
+            raise SelectionError(
+                f"Epochs count from 0 and are written in ascending order; {number} came after "
+                f"{last if self._records else 'none'}."
+            )
+        return number
+
+    def write_recipe(
+        self,
+        number: int,
+        classes: Sequence[WeightClass],
+        *,
+        batch_size: int,
+        micro_per_step: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        """Write one epoch as a recipe: a shuffle of the rows of up to four classes (`recipe`).
+
+        Epochs that are given the same bitmap object share one file.
+
+        Parameters
+        ----------
+        number : int
+            As of `epoch`.
+        classes : sequence of WeightClass
+            Disjoint sets of rows.
+        batch_size, micro_per_step : int
+        drop_last : bool
+            Leave out the rows of a last, smaller micro-batch.
+        """
+        number = self._next_epoch(number)
+        weighted = self._identity["weight_semantics"] is not None
+        if self._side or self._identity["unit"] != "sliceable":
+            raise SelectionError("A recipe has no side columns, and its micro-batches are sliced.")
+        if not weighted and any(c.weight != 1 for c in classes):
+            raise SelectionError(
+                "The recipe has weights, but the manifest was declared without: pass "
+                "weight_semantics='importance' or 'cluster'."
+            )
+        rows = RecipeRows(self._snapshot, tuple(classes), weighted)
+        record, fragments = describe_recipe(
+            number,
+            rows,
+            self._digests_of([c.rows for c in classes]),
+            seed=self._identity["seed"],
+            batch_size=batch_size,
+            micro_per_step=micro_per_step,
+            drop_last=drop_last,
+        )
+        self._identity["reader_features"] = [RECIPE]
+        self._records.append(record)
+        self._fragments.update(fragments)
+
+    def _digests_of(self, bitmaps: Sequence[Bitmap | None]) -> list[str | None]:
+        """Return the digests of bitmaps, written unless the epoch before had the same objects."""
+        known = {id(bitmap): digest_ for bitmap, digest_ in self._last_bitmaps}
+        found: list[str | None] = []
+        for bitmap in bitmaps:
+            if bitmap is not None and id(bitmap) not in known:
+                record = write_bitmap(self._folder, bitmap)
+                self._bitmaps[record.name] = record
+                known[id(bitmap)] = record.sha256
+            found.append(None if bitmap is None else known[id(bitmap)])
+        self._last_bitmaps = [(b, known[id(b)]) for b in bitmaps if b is not None]
+        return found
 
     def append(self, plan: BatchPlan) -> None:
         """Append micro-batches to the open epoch; `SelectionError` where they are no plan.
@@ -254,7 +333,7 @@ class ManifestWriter:
         planned = sorted(self._fragments)
         identity = {
             **self._identity,
-            "epochs": [vars(r) for r in self._records],
+            "epochs": [r.to_json() for r in self._records],
             "planned_fragments": "all" if planned == everywhere else planned,
         }
         provenance = {
@@ -262,6 +341,8 @@ class ManifestWriter:
             "reports": plain_json(reports or {}, "reports", non_finite=True),
             "parts": records_to_json(self._parts),
         }
+        if self._bitmaps:
+            provenance["bitmaps"] = [vars(self._bitmaps[name]) for name in sorted(self._bitmaps)]
         header = header_bytes(identity, provenance)
         with storing("Writing the manifest's header", self._folder):
             if self._deep_hashes is not None:

@@ -10,16 +10,29 @@ the order reads few places of the files, each of them whole. How well it mixes d
 that are open, not on the rows in them: where neighbours are alike, the labels of a batch of b rows
 have a chi-square of about 1 + b / `groups_open` a degree of freedom, 1 being a full shuffle
 (`balance`). So many small groups beat few large ones.
+*Homes*: shares of the fragments, each shuffled by itself, that every step holds micro-batches of.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from .errors import SelectionError
 from .random import Permutation, Stream, keys, uniform
 
-__all__ = ["BlockOrder", "balance", "stratified", "stratum_offsets", "stratum_places"]
+__all__ = [
+    "BlockOrder",
+    "Homes",
+    "balance",
+    "stratified",
+    "stratum_offsets",
+    "stratum_places",
+]
 
 
 def stratified(
@@ -140,6 +153,116 @@ class BlockOrder:
         place = shuffled[start - first : stop - first].astype(np.int64)
         group, inside = np.divmod(place, self._group_rows)
         return (opened[group] * self._group_rows + inside).astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Homes:
+    """Shares of the fragments, and how their rows are cut into micro-batches.
+
+    Micro-batch m of every step is of share m mod H. Every share is cut into the same number of
+    micro-batches, `steps` · `batches_a_step`, whose sizes differ by at most one.
+
+    Attributes
+    ----------
+    starts : int64, shape (H + 1,)
+        First rank of each share, and the number of rows.
+    steps, batches_a_step : int
+        Steps of the epoch; micro-batches of a share in a step.
+    batch_size : int or None
+        Exactly so many rows a micro-batch, the rest left out; None: all rows.
+    """
+
+    starts: npt.NDArray[np.int64]
+    steps: int
+    batches_a_step: int
+    batch_size: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fragment_rows: npt.NDArray[np.int64],
+        homes: int,
+        *,
+        batch_size: int,
+        batches_a_step: int,
+        drop_last: bool = False,
+    ) -> Homes:
+        """Cut fragments into shares of neighbours, each cut where it comes nearest to even.
+
+        Parameters
+        ----------
+        fragment_rows : int64, shape (f,)
+            Rows that take part of each fragment, in order of row ids.
+        homes : int
+        batch_size : int
+            Rows a micro-batch at most; with `drop_last`, of every micro-batch.
+        batches_a_step : int
+
+        Raises
+        ------
+        SelectionError
+            Where there are fewer fragments with rows than shares, or a share has too few rows.
+        """
+        filled = fragment_rows[fragment_rows > 0]
+        if len(filled) < homes:
+            raise SelectionError(
+                f"{len(filled)} fragments hold rows, too few for homes={homes}, which are made of "
+                f"whole fragments. Use at most {len(filled)} homes, or more files."
+            )
+        ends = np.cumsum(filled)
+        cuts = [0]
+        for share in range(1, homes):
+            # At least one fragment in this share, and one left for each of those to come.
+            possible = ends[cuts[-1] : len(ends) - (homes - share)]
+            nearest = np.abs(possible * homes - int(ends[-1]) * share).argmin()
+            cuts.append(cuts[-1] + int(nearest) + 1)
+        starts = np.append(np.concatenate([[0], ends])[cuts], ends[-1]).astype(np.int64)
+        rows = np.diff(starts)
+        a_step = batch_size * batches_a_step
+        steps = int(rows.min()) // a_step if drop_last else -(-int(rows.max()) // a_step)
+        if steps == 0 or rows.min() < steps * batches_a_step:
+            raise SelectionError(
+                f"The smallest of homes={homes} shares of the files holds {int(rows.min()):,} "
+                f"rows, the largest {int(rows.max()):,}: too uneven for {max(steps, 1):,} steps of "
+                f"{batches_a_step} micro-batches of each. Use fewer homes, or files of equal size."
+            )
+        return cls(starts, steps, batches_a_step, batch_size if drop_last else None)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each share; int64, shape (H,)."""
+        return np.diff(self.starts)
+
+    def deal(
+        self, orders: Sequence[Any], start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the micro-batches of the steps `start` to `stop`.
+
+        Parameters
+        ----------
+        orders : sequence of H orders
+            ``order[a:b]`` gives the ranks in the share at positions a..b−1.
+
+        Returns
+        -------
+        ranks : int64, shape (n,)
+        offsets : int64, shape ((stop − start) · H · batches_a_step + 1,)
+        """
+        first, last = start * self.batches_a_step, stop * self.batches_a_step
+        dealt: list[list[npt.NDArray[np.int64]]] = []
+        for home, order in enumerate(orders):
+            edges = self._edges(home, np.arange(first, last + 1))
+            ranks = order[int(edges[0]) : int(edges[-1])].astype(np.int64) + self.starts[home]
+            dealt.append(np.split(ranks, edges[1:-1] - edges[0]))
+        pieces = [piece for batch in zip(*dealt, strict=True) for piece in batch]
+        sizes = [len(piece) for piece in pieces]
+        return np.concatenate(pieces), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def _edges(self, home: int, pieces: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the position in a share's order at which each of its micro-batches begins."""
+        if self.batch_size is not None:
+            return pieces * self.batch_size
+        return pieces * int(self.rows[home]) // (self.steps * self.batches_a_step)
 
 
 def balance(

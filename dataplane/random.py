@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from enum import IntEnum
 from fractions import Fraction
 from typing import Any
@@ -74,6 +75,7 @@ LARGEST_PERMUTATION = 10**12
 """Above this the multiply-high reduction would bias the rounds."""
 
 _COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
+_COMPILED_ONCE_LOADED = 128
 
 
 class Stream(IntEnum):
@@ -92,6 +94,7 @@ class Stream(IntEnum):
     AUGMENT = 11
     GROUP_ORDER = 12
     WINDOW_ORDER = 13
+    HOME_ORDER = 14
 
 
 def _mix(x: int) -> int:
@@ -284,6 +287,30 @@ class Permutation:
             outside = outside[out[outside] >= np.uint64(self.n)]
         return out
 
+    def inverse(self, values: npt.ArrayLike) -> U64:
+        """Return the position of each value: ``p.at(p.inverse(v)) == v``; uint64, shape (k,)."""
+        x = np.asarray(values, dtype=np.uint64)
+        if x.size and int(x.max()) >= self.n:
+            raise ParameterError(f"A permutation of {self.n} has no value {int(x.max())}.")
+        if self._sorted is not None:
+            return np.argsort(self._sorted)[x].astype(np.uint64)
+        out = self._rounds_back(x)
+        outside = np.flatnonzero(out >= np.uint64(self.n))
+        while outside.size:
+            out[outside] = self._rounds_back(out[outside])
+            outside = outside[out[outside] >= np.uint64(self.n)]
+        return out
+
+    def _rounds_back(self, x: U64) -> U64:
+        a, b, half = np.uint64(self._a), np.uint64(self._b), np.uint64(32)
+        left, right = x // b, x % b
+        for i, key in reversed(list(enumerate(self._round_keys))):
+            if i % 2 == 0:
+                left = (left + a - ((mix64(right ^ key) >> half) * a >> half)) % a
+            else:
+                right = (right + b - ((mix64(left ^ key) >> half) * b >> half)) % b
+        return left * b + right
+
     def _rounds(self, x: U64) -> U64:
         a, b, half = np.uint64(self._a), np.uint64(self._b), np.uint64(32)
         left, right = x // b, x % b
@@ -297,7 +324,10 @@ class Permutation:
 
 def compiled_kernels(size: int) -> Any:
     """Return the module of compiled kernels where it pays for an input of `size`, else None."""
-    if size < _COMPILED_FROM or os.environ.get("BATCHLOOM_NUMBA") == "0":
+    loaded = f"{__package__}.kernels" in sys.modules
+    if size < (_COMPILED_ONCE_LOADED if loaded else _COMPILED_FROM):
+        return None
+    if os.environ.get("BATCHLOOM_NUMBA") == "0":
         return None
     try:
         from . import kernels

@@ -46,6 +46,27 @@ class RowSet:
         """Return the row ids at ranks 0…len−1."""
         return self.snapshot.ids_at(ranks) if self.chosen is None else self.chosen.select(ranks)
 
+    def contains(self, ids: U64) -> npt.NDArray[np.bool_]:
+        """Return for each row id whether it is one of these rows; shape (k,)."""
+        if self.chosen is not None:
+            return self.chosen.contains(ids)
+        slot = np.searchsorted(self.snapshot.starts, ids, side="right") - 1
+        return (slot >= 0) & (ids < self.snapshot.stops[slot])
+
+    def ranks(self, ids: U64) -> npt.NDArray[np.int64]:
+        """Return the ranks of row ids that are among these rows; the inverse of `at`."""
+        if self.chosen is not None:
+            return self.chosen.ranks(ids)
+        return self.snapshot.positions(ids)
+
+    def fragment_rows(self) -> npt.NDArray[np.int64]:
+        """Return how many of these rows each fragment of the snapshot holds; shape (f,)."""
+        fragments = self.snapshot.fragments
+        if self.chosen is None:
+            return np.array([f.rows for f in fragments], dtype=np.int64)
+        counts = [self.chosen.count(f.first_row_id, f.stop_row_id) for f in fragments]
+        return np.array(counts, dtype=np.int64)
+
     def ids(self) -> U64:
         """Return all row ids, ascending."""
         return np.concatenate([np.zeros(0, np.uint64), *self.chunks()])
@@ -57,10 +78,6 @@ class RowSet:
             return
         for start in range(0, len(self), _CHUNK):
             yield self.snapshot.ids_at(np.arange(start, min(start + _CHUNK, len(self))))
-
-    def holds(self, ids: U64) -> npt.NDArray[np.bool_]:
-        """Return which ids of the snapshot are in the set; shape (k,)."""
-        return np.ones(len(ids), bool) if self.chosen is None else self.chosen.holds(ids)
 
     @cached_property
     def digest(self) -> str:

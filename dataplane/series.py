@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from .dataset import Dataset, DatasetLike
+from .epochs import Epoch
 from .errors import ManifestError, SelectionError
-from .manifest import HEADER, Epoch, Manifest
+from .manifest import HEADER, Manifest
 
 __all__ = ["Plan", "Series", "member_name", "open_plan"]
 

@@ -70,7 +70,7 @@ def _bill(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> dict[str,
         "a micro-batch": _PLAN_BYTES * max(0, min(spec.batch_size, rows) - BLOCK_ROWS),
     }
     for stage in stages:
-        needed = stage.memory(dataset, rows)
+        needed = stage.memory(spec, dataset)
         bill[stage.method] = bill.get(stage.method, 0) + needed
     bill["sorting"] = _SORTING
     return bill

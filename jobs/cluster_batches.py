@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..clustering import batches as cluster
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import BatchPlan, SideColumn
+from ..dataplane.plan import BatchPlan, SideColumn, Unit
 from ..dataplane.row_column import CHUNK_ROWS
 from .context import JobContext
 from .disk_orders import ORDER_BYTES, LabelledRows
@@ -93,8 +93,11 @@ class Aligned(_ClusterBatches):
 
     method = "aligned"
     summary = "micro-batches of whole groups, never cut by ranks"
-    unit = "micro"
     make = staticmethod(cluster.aligned)
+
+    @property
+    def unit(self) -> Unit:
+        return "micro"
 
     def _on_disk(self, rows: LabelledRows, batch_size: int) -> Iterator[BatchPlan]:
         order, cuts = rows.aligned(batch_size, drop_last=self.drop_last)

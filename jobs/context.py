@@ -39,7 +39,7 @@ class JobContext:
         Shared with the workers; gone when the job ends.
     budget : Budget
     seed : int
-    batch_size : int
+    batch_size, micro_per_step : int
     on_invalid : {'fail', 'drop'}
         What to do with rows whose values cannot be used.
     progress : Progress
@@ -60,6 +60,7 @@ class JobContext:
     on_invalid: OnInvalid
     progress: Progress
     task_bytes: int = TASK_BYTES
+    micro_per_step: int = 1
     reports: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, tuple[RowSet, RowColumn]] = field(default_factory=dict)
 

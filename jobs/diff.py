@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..dataplane.manifest import Epoch, Manifest
+from ..dataplane.bitmap import Bitmap, count_bits
+from ..dataplane.epochs import Epoch, EpochRecord
+from ..dataplane.manifest import Manifest
+from ..dataplane.plan import BatchPlan
 
 __all__ = ["Difference", "EpochDifference", "diff"]
+
+_CHUNK = 4096  # micro-batches that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,10 @@ def diff(a: str | os.PathLike[str] | Manifest, b: str | os.PathLike[str] | Manif
     in_a = {(f.label, f.footer_hash): f.path for f in first.snapshot.fragments}
     in_b = {(f.label, f.footer_hash): f.path for f in second.snapshot.fragments}
     epochs = [
-        _diff_epoch(e, first.epoch(e), second.epoch(e))
+        found
         for e in shared
-        if first.records[e].logical_digest != second.records[e].logical_digest
+        if not _same_digest(first.records[e], second.records[e])
+        and (found := _diff_epoch(e, first.epoch(e), second.epoch(e))).batches_changed
     ]
     return Difference(
         same=first.manifest_id == second.manifest_id,
@@ -114,33 +120,50 @@ def _diff_values(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, A
     }
 
 
+def _same_digest(a: EpochRecord, b: EpochRecord) -> bool:
+    """Whether two epochs are known to be equal; recipes have no digest to tell it by."""
+    return a.logical_digest is not None and a.logical_digest == b.logical_digest
+
+
 def _diff_epoch(number: int, a: Epoch, b: Epoch) -> EpochDifference:
     changed, first_step = abs(len(a) - len(b)), None
-    for index in range(min(len(a), len(b))):
-        one, two = a[index], b[index]
-        if (
-            (one.step, one.micro) != (two.step, two.micro)
-            or not np.array_equal(one.rows, two.rows)
-            or not np.array_equal(_weights(one), _weights(two))
-        ):
-            changed += 1
-            first_step = one.step if first_step is None else first_step
+    shared = min(len(a), len(b))
+    for start in range(0, shared, _CHUNK):
+        one, two = (e.plan(start, min(start + _CHUNK, shared)) for e in (a, b))
+        at = _changed(one, two)
+        changed += len(at)
+        if len(at) and first_step is None:
+            first_step = int(one.step[at[0]])
     if first_step is None and changed:
         longer = a if len(a) > len(b) else b
-        first_step = longer[min(len(a), len(b))].step
-    rows_a, rows_b = _distinct(a), _distinct(b)
-    return EpochDifference(
-        number,
-        changed,
-        first_step,
-        len(np.setdiff1d(rows_a, rows_b, assume_unique=True)),
-        len(np.setdiff1d(rows_b, rows_a, assume_unique=True)),
-    )
+        first_step = longer[shared].step
+    only_a, only_b = _rows_apart(a, b) if changed else (0, 0)
+    return EpochDifference(number, changed, first_step, only_a, only_b)
 
 
-def _weights(batch: Any) -> Any:
-    return np.ones(len(batch.rows), np.float32) if batch.weights is None else batch.weights
+def _changed(one: BatchPlan, two: BatchPlan) -> list[int]:
+    """Return which micro-batches of two plans of the same length differ."""
+    fields = ("offsets", "step", "micro", "rows")
+    if all(np.array_equal(getattr(one, f), getattr(two, f)) for f in fields) and np.array_equal(
+        _weights(one), _weights(two)
+    ):
+        return []
+    pairs = ((one.slice(k, k + 1), two.slice(k, k + 1)) for k in range(len(one)))
+    return [
+        k
+        for k, (x, y) in enumerate(pairs)
+        if (x.step[0], x.micro[0]) != (y.step[0], y.micro[0])
+        or not np.array_equal(x.rows, y.rows)
+        or not np.array_equal(_weights(x), _weights(y))
+    ]
 
 
-def _distinct(epoch: Epoch) -> Any:
-    return np.unique(np.concatenate([block.rows for block in epoch.blocks()]))
+def _weights(plan: BatchPlan) -> Any:
+    return np.ones(len(plan.rows), np.float32) if plan.weights is None else plan.weights
+
+
+def _rows_apart(a: Epoch, b: Epoch) -> tuple[int, int]:
+    """Return how many rows only one of the epochs holds, counted in one bit a row id."""
+    largest = max(int(block.rows.max()) for e in (a, b) for block in e.blocks())
+    one, two = (Bitmap.of(largest + 1, (block.rows for block in e.blocks())).words for e in (a, b))
+    return count_bits(one & ~two), count_bits(two & ~one)

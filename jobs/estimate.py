@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .forms import manifest_bytes
 from .spec import JobSpec, resolve_stages
-from .start import check_job, manifest_bytes, open_job, rows_of
+from .start import check_job, open_job, rows_of
 from .tasks import group_tasks
 
 __all__ = ["Estimate", "estimate"]
@@ -53,7 +54,7 @@ def estimate(spec: JobSpec) -> Estimate:
         rows=rows,
         micro_batches=-(-rows // spec.batch_size),
         epochs=epochs,
-        bytes=manifest_bytes(rows, spec),
+        bytes=manifest_bytes(rows, spec, stages),
         scanned_bytes=scans * sum(f.bytes for f in dataset.snapshot.fragments),
         tasks=len(group_tasks(dataset.present(), spec.task_bytes)) if scans else 0,
         cpu_seconds=round(cpu, 4),

@@ -29,6 +29,7 @@ def job_identity(
         "epochs": list(spec.epochs),
         "batch_size": spec.batch_size,
         "micro_per_step": spec.micro_per_step,
+        "form": spec.form,
         "versions": versions(),
     }
 
@@ -71,7 +72,7 @@ class Finished:
         entry = self._job.work.find(_key(epoch))
         if entry is None:
             return False
-        self._writer.take_epoch(entry.value["shared"], self._job.work.path)
+        self._writer.adopt_epoch(entry.value["shared"], self._job.work.path)
         self._reports = entry.value["reports"]
         self._job.reports.update(entry.value["job_reports"])
         return True
@@ -79,7 +80,7 @@ class Finished:
     def give(self, epoch: int, reports: Mapping[str, Any]) -> None:
         """Record the epoch that was written last."""
         self._reports = reports
-        shared = self._writer.share_epoch(self._job.work.path)
+        shared = self._writer.share_epoch(epoch, self._job.work.path)
         if shared is None:
             return
         files = {p["name"]: (p["bytes"], p["sha256"]) for p in shared["parts"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from ..dataplane.manifest import Manifest
@@ -30,8 +29,8 @@ def describe_manifest(manifest: Manifest) -> dict[str, Any]:
         "weight_semantics": manifest.weight_semantics,
         "side_columns": manifest.identity["side_columns"],
         "parent": manifest.parent,
-        "epochs": [asdict(manifest.records[e]) for e in manifest.epochs],
-        "bytes": sum(p.bytes for p in manifest.parts),
+        "epochs": [manifest.records[e].to_json() for e in manifest.epochs],
+        "bytes": manifest.bytes,
         "created_by": manifest.provenance["created_by"],
         "reports": manifest.provenance["reports"],
     }

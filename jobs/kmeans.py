@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from ..dataplane.rowset import RowSet
 from .cluster_batches import make_batches
 from .context import JobContext
 from .stages import BatchStage, Choice, Columns, GroupStage, PlanState
+
+if TYPE_CHECKING:
+    from .spec import JobSpec
 
 __all__ = ["KMeansGroup"]
 
@@ -72,9 +75,9 @@ class KMeansGroup(GroupStage):
         training = sample * self.k * width * self.max_iter / 4  # it seldom needs them all
         return 2 * super().cost(dataset, rows) + 2 * (training + rows * self.k * width) / _FLOPS
 
-    def memory(self, dataset: Dataset, rows: int) -> int:
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
         width = sum(_width(dataset, c) for c in self.columns)
-        sample = min(rows, self.k * self.rows_per_center)
+        sample = min(dataset.rows, self.k * self.rows_per_center)
         return _LIBRARIES + sample * (_VALUE_BYTES * width + _SAMPLE_BYTES)
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
@@ -123,7 +126,7 @@ class KMeansGroup(GroupStage):
     def _refuse(self, job: JobContext, rows: RowSet, kept: RowSet) -> None:
         """Fail, or say how many rows are left out."""
         bad = len(rows) - len(kept)
-        left_out = itertools.chain.from_iterable(ids[~kept.holds(ids)] for ids in rows.chunks())
+        left_out = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
         shown = ", ".join(map(str, itertools.islice(left_out, 5))) + (", …" if bad > 5 else "")
         what = f"{bad:,} rows hold NaN, infinite or null values in {', '.join(self.columns)}"
         if job.on_invalid == "fail":

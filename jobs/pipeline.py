@@ -76,6 +76,18 @@ class Pipeline:
                 )
         return state
 
+    def no_recipe(self) -> str | None:
+        """Say why no recipe stands for the stages; None where one does."""
+        if self._reduces:
+            return f"the reduce stage '{self._reduces[0].method}' looks at every micro-batch"
+        return self.batch.no_recipe()
+
+    def measure(self, state: PlanState, epoch: int) -> None:
+        """Let a batch stage tell what it tells of its micro-batches, where none are written."""
+        if self.batch.measures:
+            for _ in self.batch.batches(self._job, state, epoch):
+                pass
+
     def batches(self, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
         """Yield the epoch's micro-batches after all reduces."""
         for chunk in self.batch.batches(self._job, state, epoch):

@@ -21,13 +21,14 @@ from .bill import make_budget, work_bytes
 from .context import JobContext
 from .engine import Engine
 from .finished import Finished, job_identity
+from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
 from .methods import make_stage
 from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
-from .start import check_job, manifest_bytes, open_job, rows_of, target_of
+from .start import check_job, open_job, rows_of, target_of
 from .work import work_folder
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
@@ -142,7 +143,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     target, parent = target_of(spec)
     budget = make_budget(spec, dataset, stages)
     made_of = identity_of(stages, spec, first_added)
-    needed = manifest_bytes(dataset.rows, spec) + work_bytes(dataset, stages, budget)
+    needed = manifest_bytes(dataset.rows, spec, stages) + work_bytes(dataset, stages, budget)
     check_space(target.parent, needed)
     with (
         Engine(
@@ -163,6 +164,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             spec.on_invalid,
             progress,
             spec.task_bytes,
+            spec.micro_per_step,
         )
         deep = hash_dataset(dataset, engine, progress, spec.task_bytes) if spec.deep else None
         pipeline = Pipeline(job, stages, rows_of(dataset, first_added))
@@ -183,8 +185,13 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
                 if finished.take(epoch):
                     continue
                 with pipeline.state(epoch) as state:
-                    with writer.epoch(epoch, eligible_rows=len(state.rows)):
-                        _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
+                    recipe = recipe_of(spec, pipeline, state)
+                    if recipe is not None:
+                        pipeline.measure(state, epoch)
+                        writer.write_recipe(epoch, **recipe)
+                    else:
+                        with writer.epoch(epoch, eligible_rows=len(state.rows)):
+                            _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
                     finished.give(epoch, state.reports)
             return writer.commit(reports=finished.reports)
 

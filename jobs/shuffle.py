@@ -1,9 +1,16 @@
-"""The batch stage ``shuffle``: random micro-batches, in full, in blocks, or stratified."""
+"""The batch stage ``shuffle``: random micro-batches, in full, in blocks, stratified, or in homes.
+
+With `homes` the fragments are cut into H shares of neighbours, about equal in rows, and micro-batch
+m of every step holds rows of share m mod H, shuffled by itself. Micro-batches are then dealt whole,
+so that a rank reads the files of its own shares only, and a cache beside it serves every epoch.
+Every step has a micro-batch of each share: the rows of a smaller share are cut as often as those of
+the largest, into somewhat smaller micro-batches; no row is dropped or repeated for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +18,26 @@ from pydantic import Field
 
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
-from ..dataplane.orders import BlockOrder, balance
+from ..dataplane.orders import BlockOrder, Homes, balance
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import BatchPlan
-from ..dataplane.random import Permutation
+from ..dataplane.plan import BatchPlan, Unit
+from ..dataplane.random import Permutation, Stream, keys
 from ..dataplane.row_column import RowColumn, sum_counts
 from .codes import CODE_BYTES, read_codes
 from .context import JobContext
 from .disk_orders import ORDER_BYTES, stratify
 from .stages import BatchStage, PlanState
 
+if TYPE_CHECKING:
+    from .spec import JobSpec
+
 __all__ = ["Shuffle"]
 
 _CHUNK_ROWS = 1 << 20
 _GROUP_BYTES = 40  # a group of the block shuffle
+_ROW_BYTES = 48  # a row of a step with homes, which is dealt as a whole
 _POOR_BALANCE = 2.0  # chi-square by degree of freedom above which a warning is told
+_UNEVEN_HOMES = 0.8  # rows of the smallest share over the largest's below which one is told
 
 
 @parameters
@@ -45,6 +57,13 @@ class Shuffle(BatchStage):
         int, Field(ge=1, description="block: groups whose rows are shuffled together")
     ] = 256
     group_rows: Annotated[int, Field(ge=1, description="block: neighbouring rows a group")] = 4096
+    homes: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            description="shares of the fragments: micro-batch m of a step is of share m mod homes",
+        ),
+    ] = None
     stratify: Annotated[
         str | None,
         Field(description="column whose values every micro-batch holds in the dataset's shares"),
@@ -58,18 +77,43 @@ class Shuffle(BatchStage):
     ] = False
 
     def __post_init__(self) -> None:
-        if self.stratify is not None and self.mode == "block":
+        if self.stratify is not None and (self.mode == "block" or self.homes is not None):
             raise JobSpecError(
-                "shuffle: 'stratify' spreads rows over all files; mode must be full."
+                "shuffle: 'stratify' spreads rows over all files; mode must be full, without homes."
             )
+
+    def check(self, spec: JobSpec) -> None:
+        if self.homes is not None and spec.micro_per_step % self.homes:
+            raise JobSpecError(
+                f"shuffle: with homes={self.homes} every step holds micro-batches of all shares: "
+                f"micro_per_step must be a multiple of {self.homes}. Got {spec.micro_per_step} "
+                "instead."
+            )
+
+    @property
+    def unit(self) -> Unit:
+        return "sliceable" if self.homes is None else "micro"
+
+    @property
+    def measures(self) -> bool:
+        return self.balance is not None
+
+    def no_recipe(self) -> str | None:
+        for name in ("stratify", "homes"):
+            if getattr(self, name) is not None:
+                return f"the shuffle's '{name}' is no plain permutation"
+        return None if self.mode == "full" else "the shuffle's mode is not full"
 
     def parameters(self) -> dict[str, Any]:
         mine = super().parameters()
         ignored = {"balance"} | (set() if self.mode == "block" else {"groups_open", "group_rows"})
+        ignored |= {"homes"} if self.homes is None else set()
         return {k: v for k, v in mine.items() if k not in ignored}
 
-    def memory(self, dataset: Dataset, rows: int) -> int:
-        return _GROUP_BYTES * (rows // self.group_rows) if self.mode == "block" else 0
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        groups = dataset.rows // self.group_rows if self.mode == "block" else 0
+        step = 0 if self.homes is None else spec.batch_size * spec.micro_per_step
+        return _GROUP_BYTES * groups + _ROW_BYTES * max(0, min(step, dataset.rows) - _CHUNK_ROWS)
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         sorting = 0 if in_memory or self.stratify is None else ORDER_BYTES * rows
@@ -79,22 +123,52 @@ class Shuffle(BatchStage):
         return list(dict.fromkeys(c for c in (self.stratify, self.balance) if c is not None))
 
     def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
-        n = len(state.rows)
-        used = n // job.batch_size * job.batch_size if self.drop_last else n
-        order = self._order(job, state, epoch)
         spread = None if self.balance is None else _Spread(read_codes(job, state, self.balance))
-        step = max(1, _CHUNK_ROWS // job.batch_size) * job.batch_size
-        for start in range(0, used, step):
-            ranks = order[start : min(start + step, used)]
+        for ranks, offsets in self._pieces(job, state, epoch):
             weights = None if state.weights is None else state.weights.at(ranks)
-            plan = BatchPlan.cut(state.rows.at(ranks), job.batch_size, weights)
+            plan = BatchPlan.of(offsets, state.rows.at(ranks), weights)
             if spread is not None:
                 spread.add(ranks, plan.offsets)
             yield plan
-        if isinstance(order, RowColumn):
-            order.remove()
         if spread is not None:
             self._tell(job, epoch, spread.value)
+
+    def _pieces(
+        self, job: JobContext, state: PlanState, epoch: int
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        """Yield (ranks in order, offsets of the micro-batches) in chunks."""
+        if self.homes is not None:
+            yield from self._in_homes(self.homes, job, state, epoch)
+            return
+        n, size = len(state.rows), job.batch_size
+        used = n // size * size if self.drop_last else n
+        order = self._order(job, state, epoch)
+        step = max(1, _CHUNK_ROWS // size) * size
+        for start in range(0, used, step):
+            stop = min(start + step, used)
+            yield order[start:stop], np.append(np.arange(0, stop - start, size), stop - start)
+        if isinstance(order, RowColumn):
+            order.remove()
+
+    def _in_homes(
+        self, count: int, job: JobContext, state: PlanState, epoch: int
+    ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        homes = Homes.of(
+            state.rows.fragment_rows(),
+            count,
+            batch_size=job.batch_size,
+            batches_a_step=job.micro_per_step // count,
+            drop_last=self.drop_last,
+        )
+        self._tell_homes(job, homes)
+        own_seeds = keys(job.seed, Stream.HOME_ORDER, epoch, np.arange(count))
+        orders = [
+            self._shuffled(n, int(seed), epoch)
+            for n, seed in zip(homes.rows.tolist(), own_seeds, strict=True)
+        ]
+        steps = max(1, _CHUNK_ROWS // (job.batch_size * job.micro_per_step))
+        for start in range(0, homes.steps, steps):
+            yield homes.deal(orders, start, min(start + steps, homes.steps))
 
     def _order(
         self, job: JobContext, state: PlanState, epoch: int
@@ -103,15 +177,27 @@ class Shuffle(BatchStage):
         n = len(state.rows)
         if self.stratify is not None:
             return stratify(job, state.rows, read_codes(job, state, self.stratify), epoch)
+        return self._shuffled(n, job.seed, epoch)
+
+    def _shuffled(self, n: int, seed: int, epoch: int) -> Permutation | BlockOrder:
         if self.mode == "full":
-            return Permutation(n, seed=job.seed, epoch=epoch)
+            return Permutation(n, seed=seed, epoch=epoch)
         return BlockOrder(
             n,
             group_rows=self.group_rows,
             groups_open=self.groups_open,
-            seed=job.seed,
+            seed=seed,
             epoch=epoch,
         )
+
+    def _tell_homes(self, job: JobContext, homes: Homes) -> None:
+        job.reports["homes"] = homes.rows.tolist()
+        smallest, largest = int(homes.rows.min()), int(homes.rows.max())
+        if smallest < _UNEVEN_HOMES * largest:
+            job.progress.warn(
+                f"the shares of the files hold between {smallest:,} and {largest:,} rows, so some "
+                "micro-batches are smaller than others; use fewer homes, or files of equal size."
+            )
 
     def _tell(self, job: JobContext, epoch: int, value: float) -> None:
         if not np.isfinite(value):

@@ -86,6 +86,10 @@ class JobSpec:
     on_invalid: Annotated[
         Literal["fail", "drop"], Field(description="rows whose values cannot be used")
     ] = "fail"
+    form: Annotated[
+        Literal["auto", "explicit", "recipe"],
+        Field(description="rows written out, or a recipe; auto: a recipe for more than 1 GB"),
+    ] = "auto"
     series: Annotated[bool, Field(description="add a member to a series at `out`")] = False
     deep: Annotated[bool, Field(description="hash the dataset's bytes too")] = False
     scheduler: Annotated[str | None, Field(description="address of a Dask scheduler")] = None
@@ -141,7 +145,10 @@ def resolve_stages(spec: JobSpec) -> list[Stage]:
             stages.append(make_stage(str(table["method"]), rest))
         except JobSpecError as error:
             raise JobSpecError(f"{where}: {error}") from None
-    return _with_batch(stages)
+    stages = _with_batch(stages)
+    for stage in stages:
+        stage.check(spec)
+    return stages
 
 
 def _with_batch(stages: list[Stage]) -> list[Stage]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from ..dataplane.plan import BatchPlan, Selection, SideColumn, Unit, WeightSeman
 from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
+
+if TYPE_CHECKING:
+    from .spec import JobSpec
 
 __all__ = [
     "BatchStage",
@@ -110,6 +113,14 @@ class PlanState:
             return job.column(before)
         return job.column(_multiplied(before, kept.weights))
 
+    def weighted_rows(self) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]]:
+        """Yield (row ids, weights) of the rows, ascending, in chunks; they must have weights."""
+        assert self.weights is not None  # for the type checker; the caller looked
+        start = 0
+        for ids in self.rows.chunks():
+            yield ids, self.weights[start : start + len(ids)]
+            start += len(ids)
+
     def reported(self, method: str, report: Mapping[str, Any]) -> PlanState:
         """Add what a stage tells of itself."""
         return replace(self, reports={**self.reports, method: dict(report)}) if report else self
@@ -119,7 +130,7 @@ def _kept_values(rows: RowSet, values: RowColumn, kept: RowSet) -> Iterator[npt.
     """Yield the values of the rows that are kept, in order."""
     start = 0
     for ids in rows.chunks():
-        yield values[start : start + len(ids)][kept.holds(ids)]
+        yield values[start : start + len(ids)][kept.contains(ids)]
         start += len(ids)
 
 
@@ -154,15 +165,18 @@ class Stage:
         """Columns that the stage scans."""
         return []
 
+    def check(self, spec: JobSpec) -> None:
+        """Raise `JobSpecError` where the job's own settings do not fit the stage."""
+
     def cost(self, dataset: Dataset, rows: int) -> float:
         """CPU seconds that the stage is expected to take."""
         del rows
         scanned = sum(f.bytes for f in dataset.snapshot.fragments) if self.reads() else 0
         return scanned / _SCAN_RATE
 
-    def memory(self, dataset: Dataset, rows: int) -> int:
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
         """Bytes that the stage needs in the job's own process, beside chunks of rows."""
-        del dataset, rows
+        del spec, dataset
         return 0
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
@@ -205,9 +219,27 @@ class BatchStage(Stage):
     """Makes micro-batches, one a step."""
 
     kind = "batch"
-    unit: ClassVar[Unit] = "sliceable"
     side: ClassVar[tuple[SideColumn, ...]] = ()
     needs_groups: ClassVar[bool] = False
+
+    @property
+    def unit(self) -> Unit:
+        """Whether ranks may slice the micro-batches."""
+        return "sliceable"
+
+    @property
+    def drops_last(self) -> bool:
+        """Whether the rows of a last, smaller micro-batch are left out."""
+        return bool(getattr(self, "drop_last", False))
+
+    @property
+    def measures(self) -> bool:
+        """Whether making the micro-batches measures something that was asked for."""
+        return False
+
+    def no_recipe(self) -> str | None:
+        """Say why no recipe stands for the stage; None where one does (see `forms`)."""
+        return f"the batch stage '{self.method}' is no plain shuffle"
 
     def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
         """Yield micro-batches of row ids, in chunks; each row at most once."""

@@ -16,7 +16,7 @@ from ..dataplane.storage import locate
 from .spec import JobSpec
 from .stages import Stage
 
-__all__ = ["check_job", "manifest_bytes", "open_job", "rows_of", "target_of"]
+__all__ = ["check_job", "open_job", "rows_of", "target_of"]
 
 
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
@@ -89,10 +89,3 @@ def _refuse_inside(spec: JobSpec) -> None:
                 f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
                 "read as data; choose a target outside of it."
             )
-
-
-def manifest_bytes(rows: int, spec: JobSpec) -> int:
-    """Return about how many bytes the manifest takes, weights and side columns left out."""
-    epochs = spec.epochs[1] - spec.epochs[0]
-    batches = -(-rows // spec.batch_size)
-    return int(1.01 * epochs * (8 * rows + 18 * batches)) + 4096

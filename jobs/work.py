@@ -20,13 +20,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..dataplane.canonical import compact_json, digest, file_sha256
-from ..dataplane.commit import SCRATCH, in_use, lock_folder
+from ..dataplane.commit import hold
 from ..dataplane.storage import storing
 
 __all__ = ["Entry", "WorkFolder", "remove_staging", "work_folder"]
@@ -167,37 +167,29 @@ def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
     job : Any
         What the job is, as JSON.
     """
-    name = f".{target.name}.work-{digest(job)[:_DIGITS]}"
+    place = target.parent / f".{target.name}.work-{digest(job)[:_DIGITS]}"
     with storing("Preparing the target", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        path, lock = _locked(target.parent / name)
-    try:
-        work = WorkFolder(path)
+        place.mkdir(exist_ok=True)
+    with ExitStack() as held:
+        if not held.enter_context(hold(place)):
+            place = place.with_name(f".{target.name}.work-{uuid.uuid4().hex[:_DIGITS]}")
+            place.mkdir()
+            held.enter_context(hold(place))
         try:
-            yield work
+            work = WorkFolder(place)
+            try:
+                yield work
+            finally:
+                work.close()
         finally:
-            work.close()
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _locked(path: Path) -> tuple[Path, int | None]:
-    """Make and lock a folder, or a private one where another run holds it."""
-    path.mkdir(exist_ok=True)
-    lock = lock_folder(path)
-    if lock is None:
-        path = path.with_name(f"{path.name}-{uuid.uuid4().hex[:_DIGITS]}")
-        path.mkdir()
-        lock = lock_folder(path)
-    return path, lock
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def remove_staging(target: Path, name: str) -> None:
     """Remove the staging directory of a run that was killed."""
-    found = SCRATCH.fullmatch(name)
-    if found and found["kind"] == "staging" and found["name"] == target.name:
-        path = target.parent / name
-        if not in_use(path):
-            shutil.rmtree(path, ignore_errors=True)
+    path = target.parent / name
+    if name.startswith(f".{target.name}.staging-") and path.is_dir():
+        with hold(path) as mine:
+            if mine:
+                shutil.rmtree(path, ignore_errors=True)

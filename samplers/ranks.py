@@ -18,8 +18,8 @@ from typing import Literal, get_args
 
 import torch.distributed
 
+from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import ParameterError, WorldSizeError
-from ..dataplane.manifest import EpochRecord
 from ..dataplane.plan import Unit
 from .checks import require_int, require_one_of
 

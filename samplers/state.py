@@ -89,21 +89,9 @@ def state_id(manifest: Manifest) -> str:
 
 
 def rows_before(manifest: Manifest, epoch: int, step: int) -> int:
-    """Return the rows of an epoch's steps before `step`; reads the jump index and one block."""
+    """Return the rows of an epoch's steps before `step`."""
     batches = manifest.epoch(epoch)
-    stop = batches.find_step(step)
-    rows = first = 0
-    for part in manifest.parts:
-        if part.epoch != epoch:
-            continue
-        for block in part.blocks:
-            if first == stop:
-                return rows
-            if first + block.micro_batches > stop:
-                return rows + len(batches.plan(first, stop).rows)
-            rows += block.rows
-            first += block.micro_batches
-    return rows
+    return batches.rows_before(batches.find_step(step))
 
 
 def check_state(state: LoaderState, plan: Plan) -> None:

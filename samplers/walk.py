@@ -25,8 +25,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from ..dataplane.epochs import Epoch, EpochRecord
 from ..dataplane.errors import ParameterError, ResumeMismatchError
-from ..dataplane.manifest import Epoch, EpochRecord, Manifest
+from ..dataplane.manifest import Manifest
 from ..dataplane.plan import MicroBatch
 from ..dataplane.series import Plan, Series, open_plan
 from .checks import require_int, require_one_of

@@ -87,6 +87,13 @@ def _plan_verb(method: str) -> Any:
         on_invalid: Annotated[
             str, typer.Option(metavar="fail|drop", help="Rows with NaN, infinite or null values.")
         ] = "fail",
+        form: Annotated[
+            str,
+            typer.Option(
+                metavar="auto|explicit|recipe",
+                help="Write rows out, or a recipe; auto: a recipe for more than 1 GB.",
+            ),
+        ] = "auto",
         series: Annotated[
             bool, typer.Option("--series", help="Add a member to the series at --out.")
         ] = False,
@@ -113,6 +120,7 @@ def _plan_verb(method: str) -> Any:
             "since": since,
             "added_only": added_only,
             "on_invalid": on_invalid,
+            "form": form,
             "series": series,
             "deep": deep,
             "scheduler": scheduler,

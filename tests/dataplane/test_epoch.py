@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batchloom.dataplane import epoch_writer
+from batchloom.dataplane.epochs import Epoch
 from batchloom.dataplane.errors import ManifestError
-from batchloom.dataplane.manifest import Epoch, Manifest
+from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.plan import BatchPlan
 from batchloom.tests.dataplane.helpers import (
     SIDE,

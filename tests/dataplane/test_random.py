@@ -80,6 +80,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     else:
         monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
         monkeypatch.setattr(subject, "_COMPILED_FROM", 0)
+        monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 0)
         assert subject.compiled_kernels(1) is not None
     return request.param
 
@@ -117,6 +118,7 @@ def test_numba_and_numpy_give_the_same_bits(size: int, monkeypatch: pytest.Monke
     order = Permutation(10**9 + 7, seed=5, epoch=2)
     places = ids % np.uint64(order.n)
     monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
+    monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 200_000)
     assert (subject.compiled_kernels(size) is not None) == (size >= 200_000)
     with_numba = keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)
     monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
@@ -332,6 +334,7 @@ def test_every_small_compiled_permutation_is_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(subject, "SMALL_PERMUTATION", 0)
     monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
     monkeypatch.setattr(subject, "_COMPILED_FROM", 0)
+    monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 0)
     for n in range(1, 2001):
         seen = np.zeros(n, dtype=bool)
         seen[Permutation(n, seed=n % 7, epoch=n % 3)[:]] = True

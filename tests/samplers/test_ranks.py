@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 import torch.distributed
+from batchloom.dataplane.epochs import EpochRecord
 from batchloom.dataplane.errors import ParameterError, WorldSizeError
-from batchloom.dataplane.manifest import EpochRecord
 from batchloom.samplers.ranks import Ranks, Share, check_world, resolve_ranks, share_step
 from hypothesis import given
 from hypothesis import strategies as st
