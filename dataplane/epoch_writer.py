@@ -7,19 +7,16 @@ is copied, so the caller's arrays are its own again. What is refused leaves the 
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from .coverage import Coverage
-from .epochs import WEIGHT_ONE, EpochRecord
+from .epoch_count import EpochCounter
+from .epochs import EpochRecord
 from .errors import SelectionError, StorageError
-from .manifest_part import PartRecord, PartWriter, block_digest
+from .manifest_part import PartRecord, PartWriter
 from .plan import BatchPlan, SideColumn
 from .snapshot import Snapshot
 
@@ -63,26 +60,19 @@ class EpochWriter:
         self.number = number
         self.parts: list[PartRecord] = []
         self._folder, self._first_part = folder, first_part
-        self._schema, self._side = schema, side
-        self._coverage = Coverage(snapshot)
+        self._schema = schema
+        self._counter = EpochCounter(number, snapshot, side)
         self._part: PartWriter | None = None
         self._pending: list[BatchPlan] = []
         self._pending_rows = self._pending_batches = 0
         self._failed = False
-        self._digest = hashlib.sha256()
-        self._steps = self._batches = self._weight = 0
-        self._smallest = self._divisor = 0
-        self._step, self._in_step = -1, 0  # the step that may still grow
 
     def append(self, plan: BatchPlan) -> None:
         """Append the micro-batches of a plan that was checked."""
         self._refuse_failed()
         if len(plan) == 0:
             return
-        begins = self._check_steps(plan)
-        self._coverage.mark(plan.rows)
-        self._count(plan)
-        self._count_steps(plan, begins)
+        self._counter.add(plan)
         try:
             self._fill_blocks(plan)
         except BaseException:
@@ -95,44 +85,6 @@ class EpochWriter:
                 f"Epoch {self.number} cannot go on: an earlier write of it failed. Nothing was "
                 "committed; run the same command again."
             )
-
-    # --- counts -----------------------------------------------------------------------------------
-
-    def _check_steps(self, plan: BatchPlan) -> npt.NDArray[np.bool_]:
-        """Return which micro-batches begin a step; refuse what is no numbering of steps."""
-        step, micro = plan.step.astype(np.int64), plan.micro.astype(np.int64)
-        before_step = np.concatenate([[self._step], step[:-1]])
-        before_micro = np.concatenate([[self._in_step - 1], micro[:-1]])
-        follows = (step == before_step) & (micro == before_micro + 1)
-        begins: npt.NDArray[np.bool_] = (step > before_step) & (micro == 0)
-        if not (follows | begins).all():
-            at = int(np.argmin(follows | begins))
-            before = f"({before_step[at]}, {before_micro[at]})" if before_step[at] >= 0 else "none"
-            raise SelectionError(
-                f"Micro-batch ({step[at]}, {micro[at]}) cannot follow {before}: steps ascend, and "
-                "micro-batches count from 0 in each step."
-            )
-        return begins
-
-    def _count(self, plan: BatchPlan) -> None:
-        smallest = int(np.diff(plan.offsets).min())
-        self._smallest = min(self._smallest, smallest) if self._batches else smallest
-        self._batches += len(plan)
-        if plan.weights is None:
-            self._weight += len(plan.rows) * WEIGHT_ONE
-        else:
-            self._weight += _weight_sum(plan.weights)
-
-    def _count_steps(self, plan: BatchPlan, begins: npt.NDArray[np.bool_]) -> None:
-        starts = np.flatnonzero(begins)
-        self._steps += len(starts)
-        if not len(starts):
-            self._in_step += len(plan)
-            return
-        closed = [self._in_step + int(starts[0])] if self._step >= 0 else []
-        closed += np.diff(starts).tolist()
-        self._divisor = math.gcd(self._divisor, *closed)
-        self._step, self._in_step = int(plan.step[-1]), len(plan) - int(starts[-1])
 
     # --- blocks and parts -------------------------------------------------------------------------
 
@@ -160,7 +112,7 @@ class EpochWriter:
         if self._part is None:
             number = self._first_part + len(self.parts)
             self._part = PartWriter(self._folder, number, self._schema)
-        self._digest.update(block_digest(block, self._side))
+        self._counter.hash_block(block)
         self._part.write(block)
         if self._part.rows >= PART_ROWS:
             self._close_part()
@@ -175,8 +127,8 @@ class EpochWriter:
     def finish(self, eligible_rows: int | None) -> tuple[EpochRecord, list[int]]:
         """Close the last part; return what the identity says, and the fragments planned."""
         self._refuse_failed()
-        seen = self._coverage
-        if self._batches == 0:
+        seen = self._counter.coverage
+        if self._counter.micro_batches == 0:
             raise SelectionError(
                 f"Epoch {self.number} holds no micro-batch: no row was selected, or drop_last "
                 "dropped the only one."
@@ -189,21 +141,8 @@ class EpochWriter:
         if self._pending:
             self._write_block()
         self._close_part()
-        record = EpochRecord(
-            epoch=self.number,
-            steps=self._steps,
-            micro_batches=self._batches,
-            samples=seen.samples,
-            smallest_micro_batch=self._smallest,
-            last_step_micro_batches=self._in_step,
-            micro_divisor=math.gcd(self._divisor, self._in_step),
-            coverage=seen.kind,
-            distinct_rows=seen.distinct,
-            dropped_rows=0 if eligible_rows is None else int(eligible_rows) - seen.distinct,
-            weight_sum=self._weight,
-            logical_digest=self._digest.hexdigest(),
-        )
-        return record, seen.fragments()
+        dropped = 0 if eligible_rows is None else int(eligible_rows) - seen.distinct
+        return self._counter.record(dropped_rows=dropped), seen.fragments()
 
     def abandon(self, keep: Collection[str] = ()) -> None:
         """Drop what was written, but for parts that other epochs hold too."""
@@ -213,11 +152,3 @@ class EpochWriter:
         for part in self.parts:
             if part.name not in keep:
                 (self._folder / part.name).unlink(missing_ok=True)
-
-
-def _weight_sum(weights: npt.NDArray[np.float32]) -> int:
-    """Return Σ round(w · 2²⁴), halves to even, exactly."""
-    scaled = np.rint(weights.astype(np.float64) * WEIGHT_ONE)
-    if float(scaled.max()) * len(scaled) < 2**62:
-        return int(scaled.astype(np.int64).sum())
-    return sum(int(value) for value in scaled)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .canonical import known_fields
-from .errors import ManifestCorruptError, ManifestError
+from .errors import ManifestError
 from .manifest_part import PartReader, block_digest
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn
 
@@ -225,18 +225,6 @@ class Epoch(ABC):
         for block in self.blocks():
             hasher.update(block_digest(block, self._side))
         return hasher.hexdigest()
-
-    def check_digest(self, path: Any) -> None:
-        """Compare the logical digest with the recorded one, where there is one."""
-        expected = self.record.logical_digest
-        if expected is None:
-            return
-        found = self.digest()
-        if found != expected:
-            raise ManifestCorruptError(
-                f"{path}, epoch {self.record.epoch}: expected logical digest {expected}, found "
-                f"{found}."
-            )
 
 
 class StoredEpoch(Epoch):

@@ -44,6 +44,9 @@ offsets from 0 followed by its values. A recipe epoch has no digest (null), but 
 (SHA-256; null: all rows) and ``weight``. The copy of a recipe in parts names it in
 ``materialized_from``.
 
+A manifest that was edited or re-addressed names the one that it was made from in ``parent``, and has
+that one's stages and one more of the kind ``edit`` or ``rebind``; see `lineage`.
+
 *provenance* is how it was written: versions, reports of the stages, and for each part ``name,
 epoch, bytes, sha256, frame_sha256`` (of all bytes outside block bodies) and for each block
 ``offset, length, sha256, first_step, first_micro, micro_batches, rows``: the jump index. Bitmaps
@@ -73,6 +76,7 @@ from typing import Any, Literal
 from .bitmap_file import BitmapFile, BitmapRecord
 from .canonical import known_fields
 from .dataset import Dataset, DatasetLike, open_dataset
+from .epoch_count import recount
 from .epochs import Epoch, EpochRecord, RecipeRecord, StoredEpoch
 from .errors import ManifestCorruptError, ManifestError
 from .manifest_header import HEADER, SCHEMA_VERSION, malformed, read_header
@@ -268,7 +272,7 @@ class Manifest:
         return dataset
 
     def verify(self, *, deep: bool = False) -> None:
-        """Hash every byte once; with `deep` recompute the logical digests too.
+        """Hash every byte once; with `deep` count again what the identity says, too.
 
         Raises
         ------
@@ -280,8 +284,7 @@ class Manifest:
         for bitmap in self._bitmaps.values():
             bitmap.check()
         if deep:
-            for number in self.epochs:
-                self.epoch(number).check_digest(self.path)
+            recount(self)
 
 
 def records_to_json(parts: Sequence[PartRecord]) -> list[dict[str, Any]]:

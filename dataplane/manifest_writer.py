@@ -26,6 +26,7 @@ from .bitmap_file import BitmapRecord, write_bitmap
 from .canonical import digest, plain_json
 from .commit import link_or_copy, publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
+from .epoch_count import recount_epoch
 from .epoch_writer import EpochWriter
 from .epochs import EpochRecord
 from .errors import (
@@ -40,7 +41,7 @@ from .manifest_header import FORMAT, HEADER, RECIPE, SCHEMA_VERSION, header_byte
 from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
 from .random import checked_seed
-from .recipe import RecipeRows, WeightClass, describe_recipe
+from .recipe import RecipeEpoch, RecipeRows, WeightClass, describe_recipe
 from .snapshot import Snapshot
 from .storage import storing
 
@@ -295,6 +296,52 @@ class ManifestWriter:
             found.append(None if bitmap is None else known[id(bitmap)])
         self._last_bitmaps = [(b, known[id(b)]) for b in bitmaps if b is not None]
         return found
+
+    def take_over(self, source: Manifest, number: int) -> None:
+        """Take an epoch of another manifest of the same dataset over, byte for byte.
+
+        Its parts are linked where the file system can, else copied. Every block is checked first,
+        and what it holds is counted again. A recipe is written again: it gives the same files.
+
+        Raises
+        ------
+        ManifestCorruptError
+            Where the source is damaged.
+        SelectionError
+            Where its epochs cannot stand in this manifest.
+        """
+        number = self._next_epoch(number)
+        mine = (self._snapshot, self._side, self._identity["weight_semantics"])
+        if (source.snapshot, source.side_columns, source.weight_semantics) != mine:
+            raise SelectionError(
+                f"Epoch {number} of {source.path} cannot be taken over: its snapshot, side columns "
+                "or weights are not those of the manifest being written."
+            )
+        epoch = source.epoch(number)
+        if isinstance(epoch, RecipeEpoch):
+            self._write_again(source, epoch)
+            return
+        record, fragments = recount_epoch(source, number)
+        parts = [part for part in source.parts if part.epoch == number]
+        with storing("Taking over the parts of an epoch", self._folder):
+            for part in parts:
+                link_or_copy(source.path / part.name, self._folder / part.name, part.sha256)
+        self._records.append(record)
+        self._parts += parts
+        self._fragments.update(fragments)
+
+    def _write_again(self, source: Manifest, epoch: RecipeEpoch) -> None:
+        if source.seed != self._identity["seed"]:
+            raise SelectionError(
+                f"A recipe of {source.path} cannot be taken over: it has another seed."
+            )
+        self.write_recipe(
+            epoch.record.epoch,
+            epoch.classes,
+            batch_size=epoch.recipe.batch_size,
+            micro_per_step=epoch.recipe.micro_per_step,
+            drop_last=epoch.record.samples < epoch.recipe.rows,
+        )
 
     def append(self, plan: BatchPlan) -> None:
         """Append micro-batches to the open epoch; `SelectionError` where they are no plan.

@@ -114,23 +114,32 @@ class RecipeEpoch(Epoch):
         With its recipe.
     rows : RecipeRows
     seed : int
+
+    Attributes
+    ----------
+    recipe : RecipeRecord
     """
 
     def __init__(self, record: EpochRecord, rows: RecipeRows, seed: int) -> None:
         assert record.recipe is not None  # for the type checker; the caller chose by it
         super().__init__(record)
-        self._recipe, self._rows, self._seed = record.recipe, rows, seed
+        self.recipe, self._rows, self._seed = record.recipe, rows, seed
         self._chunk: tuple[int, BatchPlan] | None = None  # (first micro-batch, plan)
+
+    @property
+    def classes(self) -> tuple[WeightClass, ...]:
+        """The rows that take part, by weight."""
+        return self._rows.classes
 
     @cached_property
     def _permutation(self) -> Permutation:
-        recipe = self._recipe
+        recipe = self.recipe
         return Permutation(
             recipe.rows, seed=self._seed, stream=recipe.stream, epoch=self.record.epoch
         )
 
     def _expanded(self, start: int, stop: int) -> BatchPlan:
-        size = self._recipe.batch_size
+        size = self.recipe.batch_size
         first, last = self.rows_before(start), self.rows_before(stop)
         ids = self._rows.union.at(self._permutation[first:last])
         weights = self._rows.weights_of(ids)
@@ -138,7 +147,7 @@ class RecipeEpoch(Epoch):
             if array is not None:
                 array.flags.writeable = False
         offsets = np.minimum(np.arange(stop - start + 1, dtype=np.int64) * size, last - first)
-        step, micro = fold_steps(stop - start, self._recipe.micro_per_step, start)
+        step, micro = fold_steps(stop - start, self.recipe.micro_per_step, start)
         return BatchPlan(offsets, ids, weights, step, micro)
 
     def _at(self, index: int) -> tuple[BatchPlan, int]:
@@ -148,7 +157,7 @@ class RecipeEpoch(Epoch):
             if first <= index < first + len(plan):
                 return plan, index - first
             if index == first + len(plan):
-                count = min(2 * len(plan), max(1, _AHEAD_ROWS // self._recipe.batch_size))
+                count = min(2 * len(plan), max(1, _AHEAD_ROWS // self.recipe.batch_size))
         plan = self._expanded(index, min(index + count, len(self)))
         self._chunk = index, plan
         return plan, 0
@@ -157,15 +166,15 @@ class RecipeEpoch(Epoch):
         return self._expanded(start, stop)
 
     def blocks(self) -> Iterator[BatchPlan]:
-        count = min(BLOCK_MICRO_BATCHES, -(-BLOCK_ROWS // self._recipe.batch_size))
+        count = min(BLOCK_MICRO_BATCHES, -(-BLOCK_ROWS // self.recipe.batch_size))
         for start in range(0, len(self), count):
             yield self._expanded(start, min(start + count, len(self)))
 
     def find_step(self, step: int) -> int:
-        return min(step * self._recipe.micro_per_step, len(self))
+        return min(step * self.recipe.micro_per_step, len(self))
 
     def rows_before(self, index: int) -> int:
-        return min(index * self._recipe.batch_size, self.record.samples)
+        return min(index * self.recipe.batch_size, self.record.samples)
 
     def find_rows(self, ids: U64) -> Occurrences:
         """Invert the permutation: no block is expanded."""
@@ -174,7 +183,7 @@ class RecipeEpoch(Epoch):
         places = self._permutation.inverse(union.ranks(held)).astype(np.int64)
         order = np.argsort(places)
         order = order[places[order] < self.record.samples]
-        batch, position = np.divmod(places[order], self._recipe.batch_size)
+        batch, position = np.divmod(places[order], self.recipe.batch_size)
         return Occurrences(held[order], batch, position)
 
 

@@ -1,4 +1,9 @@
+from .cleaning import gc as gc
+from .editing import edit as edit
 from .methods import register as register
 from .planning import plan as plan
 from .planning import run as run
+from .rebinding import rebind as rebind
 from .spec import JobSpec as JobSpec
+from .tracing import trace as trace
+from .verifying import verify as verify

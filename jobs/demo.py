@@ -26,7 +26,7 @@ from ..dataplane.errors import StorageError, needs_extra
 from ..dataplane.manifest import Manifest
 from ..samplers import Batch, ManifestLoader, weighted_loss
 from .planning import plan
-from .verify import verify
+from .verifying import verify
 
 __all__ = ["DemoResult", "run_demo"]
 

@@ -42,30 +42,35 @@ class Finished:
     job : JobContext
     writer : ManifestWriter
     target : Path
+    epochs : (int, int)
+        Of the job, half-open; for the note that says what there is to go on from.
     """
 
-    def __init__(self, job: JobContext, writer: ManifestWriter, target: Path) -> None:
+    def __init__(
+        self, job: JobContext, writer: ManifestWriter, target: Path, epochs: tuple[int, int]
+    ) -> None:
         self._job, self._writer = job, writer
         self._reports: Mapping[str, Any] = {}
         before = job.work.find(_STAGING)
         if before is not None:
             remove_staging(target, before.value)
         job.work.record(_STAGING, {}, writer.folder.name)
+        self._tell(epochs)
 
     @property
     def reports(self) -> dict[str, Any]:
         """What the stages told of themselves."""
         return {**self._reports, **self._job.reports}
 
-    def told(self, epochs: tuple[int, int]) -> str:
-        """Say what there is to go on from."""
+    def _tell(self, epochs: tuple[int, int]) -> None:
         keys = [entry.key for entry in self._job.work.taken]
         done = sum(_key(epoch) in keys for epoch in range(*epochs))
         tasks = len(keys) - done - keys.count(_STAGING)
-        return (
-            f"going on from an earlier run: {tasks} finished tasks, "
-            f"{done} of {epochs[1] - epochs[0]} epochs"
-        )
+        if tasks or done:
+            self._job.progress.note(
+                f"going on from an earlier run: {tasks} finished tasks, "
+                f"{done} of {epochs[1] - epochs[0]} epochs"
+            )
 
     def take(self, epoch: int) -> bool:
         """Take an epoch over; False where it was not finished."""

@@ -179,8 +179,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             parent=parent,
             deep_hashes=deep,
         ) as writer:
-            finished = Finished(job, writer, target)
-            progress.note(finished.told(spec.epochs)) if work.taken else None
+            finished = Finished(job, writer, target, spec.epochs)
             for epoch in range(*spec.epochs):
                 if finished.take(epoch):
                     continue

@@ -82,7 +82,9 @@ class JobSpec:
     seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of all draws")] = 0
     snapshot: Annotated[PathText | None, Field(description="plan exactly this snapshot")] = None
     since: Annotated[PathText | None, Field(description="keep the row ids of this snapshot")] = None
-    added_only: Annotated[bool, Field(description="only rows added after `since`")] = False
+    added_only: Annotated[
+        bool, Field(description="only rows added after `since`, or after the series' last member")
+    ] = False
     on_invalid: Annotated[
         Literal["fail", "drop"], Field(description="rows whose values cannot be used")
     ] = "fail"
@@ -105,8 +107,10 @@ class JobSpec:
     def __post_init__(self) -> None:
         if self.snapshot is not None and self.since is not None:
             raise JobSpecError("Give either a snapshot or a since, not both.")
-        if self.added_only and self.since is None:
-            raise JobSpecError("'added_only' needs a 'since': rows added after which snapshot?")
+        if self.added_only and self.since is None and (not self.series or self.snapshot):
+            raise JobSpecError(
+                "'added_only' needs a 'since' or a 'series': rows added after which snapshot?"
+            )
         if self.scheduler is not None and self.workers is not None:
             raise JobSpecError("Give either a scheduler or a number of workers, not both.")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import JobSpecError, SelectionError
+from ..dataplane.manifest_header import HEADER
 from ..dataplane.manifest_writer import refuse_foreign_target
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
@@ -22,19 +23,34 @@ __all__ = ["check_job", "open_job", "rows_of", "target_of"]
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     """Return the dataset, and the first row id that counts as added where only those are wanted."""
     since: Snapshot | None = None
+    base: Snapshot | None = None  # what rows were added to
     if spec.since is not None:
-        since = Snapshot.load(spec.since)
+        since = base = load_snapshot(spec.since)
     elif spec.series and spec.snapshot is None:
         series = Series(spec.out)
         since = series.members[-1].snapshot if series.ranges else None
+        # Not the member that is planned now, where it is there already and the job runs again.
+        before = [r for r in series.ranges if r[1] <= spec.epochs[0]]
+        base = series.member(*before[-1]).snapshot if before else None
     dataset = open_dataset(
         spec.dataset,
-        snapshot=spec.snapshot,
+        snapshot=None if spec.snapshot is None else load_snapshot(spec.snapshot),
         since=since,
         storage_options=spec.storage_options,
     )
-    added = since.next_row_id if since is not None and spec.added_only else None
-    return dataset, added
+    if not spec.added_only:
+        return dataset, None
+    return dataset, 0 if base is None else base.next_row_id
+
+
+def load_snapshot(path: str) -> Snapshot:
+    """Read a snapshot file, or the snapshot of a manifest or of a series' last member."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / HEADER).exists():
+        series = Series(folder)
+        if series.ranges:
+            return series.members[-1].snapshot
+    return Snapshot.load(folder)
 
 
 def rows_of(dataset: Dataset, first_added: int | None) -> RowSet:

@@ -172,7 +172,7 @@ def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
         target.parent.mkdir(parents=True, exist_ok=True)
         place.mkdir(exist_ok=True)
     with ExitStack() as held:
-        if not held.enter_context(hold(place)):
+        if not (held.enter_context(hold(place)) and _is_locked(place)):
             place = place.with_name(f".{target.name}.work-{uuid.uuid4().hex[:_DIGITS]}")
             place.mkdir()
             held.enter_context(hold(place))
@@ -184,6 +184,12 @@ def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
                 work.close()
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a lock keeps others out; not every file system knows them."""
+    with hold(folder) as again:
+        return not again
 
 
 def remove_staging(target: Path, name: str) -> None:

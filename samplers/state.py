@@ -5,20 +5,22 @@ step to go on with, and the rows of all ranks that the epoch's steps before it h
 was delivered to the caller, whole steps only; asked between two micro-batches of a step it is that
 step's start. It is the same on every rank and knows no rank, world size or worker count.
 
-A manifest that was materialised from a recipe writes the recipe's id, so the state fits both.
+A manifest that was materialised from a recipe writes the recipe's id, so the state fits both. A
+manifest that was edited or re-addressed goes on from its parent's states up to the first change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..dataplane.errors import ManifestError, ResumeMismatchError
+from ..dataplane.lineage import accepted_states, state_id
 from ..dataplane.manifest import Manifest
 from ..dataplane.series import Plan
 
-__all__ = ["VERSION", "LoaderState", "check_state", "rows_before", "state_id"]
+__all__ = ["VERSION", "LoaderState", "check_state", "rows_before"]
 
 VERSION = 1
 _FIELDS = ("manifest_id", "epoch", "next_step", "samples_seen")
@@ -33,7 +35,7 @@ class LoaderState:
     Attributes
     ----------
     manifest_id : str
-        See `state_id`.
+        See `lineage.state_id`.
     epoch : int
     next_step : int
         The first step that was not delivered; one more than the last at an epoch's end.
@@ -82,20 +84,18 @@ def _wrong(name: str, expected: str, found: Any) -> ResumeMismatchError:
     )
 
 
-def state_id(manifest: Manifest) -> str:
-    """Return the id that states of this manifest carry: the recipe's, where it came from one."""
-    origin: str | None = manifest.identity.get("materialized_from")
-    return manifest.manifest_id if origin is None else origin
-
-
 def rows_before(manifest: Manifest, epoch: int, step: int) -> int:
     """Return the rows of an epoch's steps before `step`."""
     batches = manifest.epoch(epoch)
     return batches.rows_before(batches.find_step(step))
 
 
-def check_state(state: LoaderState, plan: Plan) -> None:
-    """Raise `ResumeMismatchError` unless the state is a position of this plan."""
+def check_state(state: LoaderState, plan: Plan) -> LoaderState:
+    """Return the state as one of this plan; raise `ResumeMismatchError` where it is none.
+
+    A state of a manifest that this one was made from (`lineage`) is one of this plan, too, unless
+    it stands behind the first change.
+    """
     try:
         manifest = plan.manifest_for(state.epoch)
     except ManifestError as error:
@@ -104,10 +104,8 @@ def check_state(state: LoaderState, plan: Plan) -> None:
             f"{error} {_ADVICE}"
         ) from None
     if state.manifest_id != state_id(manifest):
-        raise ResumeMismatchError(
-            f"The loader state belongs to another plan: expected manifest {state_id(manifest)} "
-            f"({manifest.path}), found {state.manifest_id}. {_ADVICE}"
-        )
+        _check_parent(state, manifest)
+        state = replace(state, manifest_id=state_id(manifest))
     batches = manifest.epoch(state.epoch)
     end = batches[len(batches) - 1].step + 1
     if state.next_step > end:
@@ -120,4 +118,23 @@ def check_state(state: LoaderState, plan: Plan) -> None:
         raise ResumeMismatchError(
             f"The loader state counts {state.samples_seen} rows before step {state.next_step} of "
             f"epoch {state.epoch}: expected {expected}. {_ADVICE}"
+        )
+    return state
+
+
+def _check_parent(state: LoaderState, manifest: Manifest) -> None:
+    accepted = accepted_states(manifest.identity["stages"])
+    if state.manifest_id not in accepted:
+        raise ResumeMismatchError(
+            f"The loader state belongs to another plan: expected manifest {state_id(manifest)} "
+            f"({manifest.path}), found {state.manifest_id}. {_ADVICE}"
+        )
+    first = accepted[state.manifest_id]
+    if first is not None and (state.epoch, state.next_step) > first:
+        raise ResumeMismatchError(
+            f"The loader state stands at step {state.next_step} of epoch {state.epoch} of manifest "
+            f"{state.manifest_id}, from which {manifest.path} was made with changes from step "
+            f"{first.step} of epoch {first.epoch} on: that run has seen steps which this plan does "
+            "not hold. Load a state at or before the first change, or go on with the plan that the "
+            "state was saved with."
         )

@@ -27,12 +27,13 @@ import numpy as np
 
 from ..dataplane.epochs import Epoch, EpochRecord
 from ..dataplane.errors import ParameterError, ResumeMismatchError
+from ..dataplane.lineage import state_id
 from ..dataplane.manifest import Manifest
 from ..dataplane.plan import MicroBatch
 from ..dataplane.series import Plan, Series, open_plan
 from .checks import require_int, require_one_of
 from .ranks import Ranks, Share, batches_in_step, check_world, share_step
-from .state import LoaderState, check_state, rows_before, state_id
+from .state import LoaderState, check_state, rows_before
 
 __all__ = ["Epochs", "Piece", "PlanLike", "PlanWalk", "Start", "steps_from"]
 
@@ -308,9 +309,8 @@ class PlanWalk:
         ResumeMismatchError
             Where it is no state, or none of this plan.
         """
-        state = LoaderState.from_json(value)
         self._refresh()
-        check_state(state, self.plan)
+        state = check_state(LoaderState.from_json(value), self.plan)
         if state.epoch not in self.epochs:
             raise ResumeMismatchError(
                 f"The loader state stands in epoch {state.epoch}: expected one of those chosen, "

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["parse_dataset", "parse_settings", "parse_storage_options"]
+__all__ = ["parse_dataset", "parse_key", "parse_settings", "parse_storage_options"]
 
 
 class ProgressChoice(StrEnum):
@@ -55,6 +55,18 @@ def parse_dataset(text: str) -> Any:
         return text
     sources = dict(item.split("=", 1) for item in text.split(",") if "=" in item)
     return {name.strip(): path.strip() for name, path in sources.items()}
+
+
+def parse_key(text: str | None) -> tuple[str | None, str | None]:
+    """Read ``--key COLUMN=VALUE``."""
+    from ...dataplane.errors import JobSpecError
+
+    if text is None:
+        return None, None
+    column, equals, value = text.partition("=")
+    if not equals or not column.strip():
+        raise JobSpecError(f"--key takes COLUMN=VALUE, such as doc_id=doc-7. Got '{text}' instead.")
+    return column.strip(), value
 
 
 def parse_settings(settings: list[str], options: Mapping[str, Any]) -> dict[str, str]:

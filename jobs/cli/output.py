@@ -22,6 +22,8 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_PIPE_WIDTH = 10_000
+
 
 def reporting(verb: F) -> F:
     """End a verb with one line and the right exit code where it fails."""
@@ -69,7 +71,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in data:
         table.add_row(*row)
-    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    # A pipe has no width: a line there is as long as its row, for the programs that read it.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -59,13 +59,16 @@ def _plan_verb(method: str) -> Any:
             list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter.")
         ] = None,
         snapshot: Annotated[
-            str | None, typer.Option(metavar="FILE", help="Plan exactly this snapshot.")
+            str | None,
+            typer.Option(metavar="FILE", help="Plan exactly this snapshot; or a manifest's."),
         ] = None,
         since: Annotated[
-            str | None, typer.Option(metavar="FILE", help="Keep the row ids of this snapshot.")
+            str | None,
+            typer.Option(metavar="FILE", help="Keep this snapshot's row ids; or a manifest's."),
         ] = None,
         added_only: Annotated[
-            bool, typer.Option("--added-only", help="Only rows added after --since.")
+            bool,
+            typer.Option("--added-only", help="Only rows added after --since, or to a --series."),
         ] = False,
         where: Annotated[
             str | None, typer.Option(metavar="EXPR", help="Only rows for which this is true.")

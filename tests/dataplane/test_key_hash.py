@@ -3,7 +3,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 from batchloom.dataplane.errors import ColumnTypeError
-from batchloom.dataplane.key_hash import hash_column
+from batchloom.dataplane.key_hash import hash_column, hash_column_wide
 
 GOLDEN_TEXT = ["0x41f5345f287af456", "0x2f19f3ef8bbf1acb"]
 GOLDEN_INTS = ["0x0", "0x5692161d100b05e5", "0xb4d055fcf2cbbd7b"]
@@ -41,3 +41,18 @@ def test_hashes_are_frozen() -> None:
 def test_what_makes_no_key_is_refused(bad: pa.Array) -> None:
     with pytest.raises(ColumnTypeError, match="a key must be integers, strings or binaries"):
         hash_column(bad, "k")
+
+
+def test_two_hashes_tell_apart_what_one_may_not() -> None:
+    ints = pa.array([5, -1, 2**64 - 1 - 2**63, None, 5], pa.int64())
+    unsigned = pa.array([5, 2**64 - 1, 2**63 - 1, None, 5], pa.uint64())
+    wide, other = hash_column_wide(ints), hash_column_wide(unsigned)
+    assert wide.shape == (2, 5)
+    assert wide[0].tolist() == hash_column(ints).tolist()
+    assert (wide == other).all(axis=0).tolist() == [True, False, True, True, True]
+    assert wide[0, 1] == other[0, 1]  # -1 and 2**64 - 1 share their bits
+    texts = hash_column_wide(pa.array(["a", "b", None, "a"]))
+    assert len({tuple(column) for column in texts.T.tolist()}) == 3
+    assert len({*texts[0].tolist(), *texts[1].tolist()}) == 5  # the null's is the same twice
+    coded = hash_column_wide(pa.array(["a", "b", None, "a"]).dictionary_encode())
+    assert coded.tolist() == texts.tolist()

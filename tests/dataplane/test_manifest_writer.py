@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batchloom.dataplane import epoch_writer
+from batchloom.dataplane.epoch_count import weight_sum
 from batchloom.dataplane.errors import (
     BatchloomError,
     ManifestError,
@@ -320,8 +321,8 @@ def test_weight_sums_do_not_overflow(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=50))
 def test_weight_sums_do_not_depend_on_order(weights: list[float]) -> None:
     values = np.array(weights, np.float32)
-    total = epoch_writer._weight_sum(values)
-    assert total == epoch_writer._weight_sum(values[::-1].copy())
+    total = weight_sum(values)
+    assert total == weight_sum(values[::-1].copy())
     assert total == sum(round(float(w) * 2**24) for w in values)
     assert math.isclose(total / 2**24, math.fsum(weights), abs_tol=len(weights) * 2**-25)
 

@@ -63,7 +63,8 @@ def planned(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_names_every_verb_and_gives_examples() -> None:
     text = batchloom("--help").stdout
-    for verb in ("demo", "doctor", "scan", "plan", "run", "inspect", "verify", "diff"):
+    for verb in ("demo", "doctor", "scan", "plan", "run", "inspect", "trace", "verify", "diff",
+                 "edit", "rebind", "materialize", "gc"):  # fmt: skip
         assert verb in text
         shown = batchloom(verb, "--help")
         assert shown.returncode == 0
@@ -107,6 +108,7 @@ def test_json_of_every_verb(small: Path, planned: Path, tmp_path: Path) -> None:
     step = result("inspect", planned, "--epoch", 1, "--step", 3)
     assert len(step["micro_batches"][0]["rows"]) == 32
     assert result("verify", planned, "--dataset", small, "--deep")["contents"] == 5
+    assert result("verify", planned, "--deep")["recounted"][1]["distinct_rows"] == ROWS
     assert result("diff", planned, tmp_path / "p")["same"] is True
     assert any(f["what"] == "GPU path" for f in result("doctor"))
     scanned = result("scan", small, "--workers", "0")

@@ -36,6 +36,7 @@ from batchloom.jobs.estimate import estimate
 from batchloom.jobs.methods import METHODS
 from batchloom.jobs.planning import make_spec
 from batchloom.jobs.progress import JsonProgress
+from batchloom.jobs.spec import JobSpec
 from batchloom.jobs.stages import ReduceStage, SelectStage
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
@@ -288,6 +289,53 @@ def test_since_and_added_only(tmp_path: Path) -> None:
             added_only=True,
             batch_size=9,
         )
+
+
+def test_added_only_counts_rewritten_files_as_new(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "data", (100, 50, 30))
+    plan("shuffle", data, out=tmp_path / "old", batch_size=10)
+    pq.write_table(small_table(500, 560), data / "part-1.parquet")  # another content, the same name
+    pq.write_table(small_table(600, 640), data / "part-9.parquet")
+    settings = {"batch_size": 10, "since": tmp_path / "old", "added_only": True, "workers": 0}
+    added = plan("kmeans", data, out=tmp_path / "new", columns=["x"], k=3, **settings)
+    assert sorted(rows_of(added)) == list(range(180, 280))  # 60 rewritten, 40 new
+    assert added.planned_fragments() == [
+        i for i, f in enumerate(added.snapshot.fragments) if f.first_row_id >= 180
+    ]
+    assert added.identity["stages"][0] == {
+        "stage": "select", "method": "added", "parameters": {"first_row_id": 180}
+    }  # fmt: skip
+    recipe = plan("shuffle", data, out=tmp_path / "recipe", form="recipe", **settings)
+    assert sorted(rows_of(recipe)) == list(range(180, 280))
+    chosen = plan("shuffle", data, out=tmp_path / "some", where="row >= 620", **settings)
+    assert len(rows_of(chosen)) == 20
+
+
+def test_added_only_with_a_series_goes_on_from_its_last_member(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "data", (100,))
+    settings = {"out": tmp_path / "s", "batch_size": 10, "series": True, "added_only": True}
+    first = plan("shuffle", data, epochs="0:1", **settings)
+    assert sorted(rows_of(first)) == list(range(100))
+    pq.write_table(small_table(100, 130), data / "part-1.parquet")
+    second = plan("shuffle", data, epochs="1:2", **settings)
+    assert sorted(rows_of(second, 1)) == list(range(100, 130))
+    again = plan("shuffle", data, epochs="1:2", **settings)
+    assert again.manifest_id == second.manifest_id
+    with pytest.raises(SelectionError, match="No row was added"):
+        plan("shuffle", data, epochs="2:3", **settings)
+    since = plan("shuffle", data, out=tmp_path / "p", batch_size=10, since=tmp_path / "s")
+    assert since.snapshot == second.snapshot
+
+
+def test_what_added_only_would_take_is_said_before(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "data", (100,))
+    plan("shuffle", data, out=tmp_path / "old", batch_size=10)
+    pq.write_table(small_table(100, 130), data / "part-1.parquet")
+    found = estimate(
+        JobSpec(dataset=data, out=tmp_path / "new", since=tmp_path / "old", added_only=True,
+                batch_size=10)
+    )  # fmt: skip
+    assert (found.rows, found.micro_batches) == (30, 3)
 
 
 def test_a_pinned_snapshot_must_be_there(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from batchloom.jobs.doctor import examine
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.inspect import describe_step
 from batchloom.jobs.scan import scan
-from batchloom.jobs.verify import verify
+from batchloom.jobs.verifying import verify
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
 

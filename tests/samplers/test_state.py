@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 from batchloom.dataplane import Manifest
 from batchloom.dataplane.errors import ResumeMismatchError
+from batchloom.dataplane.lineage import state_id
 from batchloom.samplers import LoaderState, ManifestLoader
-from batchloom.samplers.state import check_state, rows_before, state_id
+from batchloom.samplers.state import check_state, rows_before
 from batchloom.tests.contracts.batches import shuffled, write_plan
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..dataplane.dataset import DatasetLike
+from ..dataplane.epoch_count import recount
+from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import DatasetChangedError, DatasetError
 from ..dataplane.fragments import content_sha256
 from ..dataplane.manifest import Manifest
 from ..dataplane.series import Series, open_plan
 from ..dataplane.snapshot import find_deep_hashes
+from .progress import Progress, QuietProgress
 
 __all__ = ["Verified", "verify"]
 
@@ -27,8 +30,9 @@ class Verified:
         Of the last member, for a series.
     manifests, parts, blocks, bytes : int
     epochs, samples : int
-    digests : bool
-        Whether the logical digests were computed again.
+    recounted : tuple of EpochRecord
+        With `deep`: each epoch as counted again from its blocks, equal to what the identity says.
+        A recipe's logical digest, which its identity leaves out, is computed here.
     fragments : int
         Fragments of the dataset whose fingerprint was compared.
     contents : int
@@ -44,13 +48,13 @@ class Verified:
     bytes: int
     epochs: int
     samples: int
-    digests: bool
+    recounted: tuple[EpochRecord, ...] = ()
     fragments: int = 0
     contents: int = 0
     unplanned: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "recounted": [record.to_json() for record in self.recounted]}
 
 
 def verify(
@@ -59,6 +63,7 @@ def verify(
     *,
     deep: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Verified:
     """Check a manifest or series.
 
@@ -68,8 +73,9 @@ def verify(
     data : path, URI, list or mapping, optional
         Compare the fragments that hold planned rows, too.
     deep : bool
-        Recompute logical digests; with `data`, hash the fragments' bytes and compare them with the
-        content hashes that were made with the plan.
+        Count again what the blocks hold (steps, rows, coverage, weights, digests) and compare it
+        with the identity; with `data`, hash the fragments' bytes and compare them with the content
+        hashes that were made with the plan.
 
     Raises
     ------
@@ -78,8 +84,11 @@ def verify(
     """
     opened = open_plan(path)
     manifests = opened.members if isinstance(opened, Series) else [opened]
+    recounted: list[EpochRecord] = []
     for manifest in manifests:
-        manifest.verify(deep=deep)
+        manifest.verify()
+        if deep:
+            recounted += _recount(manifest, progress or QuietProgress())
     fragments = contents = unplanned = 0
     if data is not None:
         for manifest in manifests:
@@ -93,14 +102,20 @@ def verify(
         manifests=len(manifests),
         parts=len(parts),
         blocks=sum(len(p.blocks) for p in parts),
-        bytes=sum(p.bytes for p in parts),
+        bytes=sum(m.bytes for m in manifests),
         epochs=sum(len(m.epochs) for m in manifests),
         samples=sum(r.samples for m in manifests for r in m.records.values()),
-        digests=deep,
+        recounted=tuple(recounted),
         fragments=fragments,
         contents=contents,
         unplanned=unplanned,
     )
+
+
+def _recount(manifest: Manifest, progress: Progress) -> list[EpochRecord]:
+    rows = sum(r.samples for r in manifest.records.values())
+    with progress.step(f"counting {manifest.path.name}", rows) as step:
+        return recount(manifest, step.advance)
 
 
 def _compare_contents(manifest: Manifest, dataset: Any) -> int:

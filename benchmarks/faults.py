@@ -1,0 +1,166 @@
+"""What breaks: jobs and workers killed, files damaged, writers that race for one target.
+
+The cases are those of the tests (`batchloom.tests.contracts`), in greater number; each line prints
+how many came out as they must.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from harness import say
+from inputs import Bench
+
+from batchloom.dataplane import Manifest, epoch_writer
+from batchloom.jobs import gc, plan, verify
+from batchloom.tests.contracts.crash import problem_of, run_job, start
+from batchloom.tests.contracts.damage import damages, manifest_of_all_files, read_all, refusal
+
+__all__ = ["damage", "kills", "worker_kills"]
+
+
+def write_numbers(folder: Path, files: int, rows: int, suffix: str = ".parquet") -> Path:
+    """Write a few files of a row number and three numbers."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        k = np.arange(number * rows, (number + 1) * rows)
+        x = np.stack([np.sin(k * 0.7), np.cos(k * 1.3), (k % 5) * 4.0], axis=1).astype(np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 3)
+        table = pa.table({"row": k, "x": column, "label": (k % 7).astype(np.int32)})
+        if suffix == ".parquet":
+            pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=rows // 2)
+            continue
+        with pa.ipc.new_file(folder / f"part-{number}.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=rows // 2)
+    return folder
+
+
+def _arguments(method: str, data: Path, out: Path) -> list[Any]:
+    """Return a command that selects, scans in two workers or none, and writes two epochs."""
+    options: dict[str, list[str]] = {
+        "shuffle": ["--where", "label < 5", "--workers", "0"],
+        "kmeans": ["--set", "columns=x", "--set", "k=8", "--workers", "2"],
+    }
+    shared = ["--batch-size", "32", "--epochs", "0:2", "--quiet"]
+    return ["plan", method, data, "--out", out, *shared, *options[method]]
+
+
+def kills(bench: Bench, tries: int) -> None:
+    """SIGKILL of the job's process group at random moments; half of them with a loss of power."""
+    data = write_numbers(bench.folder / "kill-data", 6, 4_000)
+    draw, right, absent = random.Random(7), 0, 0
+    expected: dict[str, tuple[str, float]] = {}
+    for method in ("shuffle", "kmeans"):
+        out = bench.folder / f"kill-{method}"
+        seconds = run_job(_arguments(method, data, out), bench.folder / "log")
+        expected[method] = Manifest.open(out).manifest_id, seconds
+    for number in range(tries):
+        method = ("shuffle", "kmeans")[number % 2]
+        wanted, seconds = expected[method]
+        home = bench.folder / "kills" / str(number)
+        home.mkdir(parents=True)
+        command, log = _arguments(method, data, home / "plan"), home.parent / f"log-{number}"
+        run = start(command, log)
+        time.sleep(draw.uniform(0.2, 1.05) * seconds)
+        run.kill()
+        if number % 4 >= 2:
+            run.lose_unflushed(home, draw)
+        problem = problem_of(home / "plan", wanted)
+        absent += not (home / "plan").exists()
+        run_job(command, log)
+        again = problem_of(home / "plan", wanted)
+        gc(home, delete=True, older_than="0h")
+        left = sorted(p.name for p in home.iterdir())
+        if problem or again or left != ["plan"]:
+            say(f"kill {number}, {method}: {problem}; {again}; left {left}")
+        else:
+            right += 1
+    bench.add(
+        f"SIGKILL of a job's process group at {tries} random moments",
+        f"{right} right: {absent} absent, {tries - absent} whole, same id again, gc cleans",
+        "half of them lose what was not flushed",
+        f"{right}/{tries}",
+        f"{tries}/{tries}",
+        right == tries,
+    )
+
+
+def worker_kills(bench: Bench, tries: int) -> None:
+    """SIGKILL of one of two workers in the middle of a job."""
+    data = write_numbers(bench.folder / "worker-data", 6, 4_000)
+    out = bench.folder / "worker-whole"
+    seconds = run_job(_arguments("kmeans", data, out), bench.folder / "log")
+    wanted = Manifest.open(out).manifest_id
+    draw, killed, right = random.Random(8), 0, 0
+    for number in range(3 * tries):
+        target = bench.folder / "workers" / f"plan-{number}"
+        run = start(_arguments("kmeans", data, target), bench.folder / f"log-worker-{number}")
+        moment, hit = draw.uniform(0.3, 0.9) * seconds, False
+        while run.process.poll() is None and not hit:
+            time.sleep(0.02)
+            hit = time.monotonic() - run.began >= moment and run.kill_a_worker(draw)
+        code, _, error = run.wait()
+        if not hit:
+            continue
+        killed += 1
+        if code == 0 and problem_of(target, wanted) is None and "Traceback" not in error:
+            right += 1
+        else:
+            say(f"worker kill {number}: exit {code}: {error}")
+        if killed == tries:
+            break
+    bench.add(
+        f"SIGKILL of one of two workers, {tries} times",
+        f"{right} jobs ended with the undisturbed id",
+        "",
+        f"{right}/{killed}",
+        f"{tries}/{tries}",
+        right == killed == tries,
+    )
+
+
+def damage(bench: Bench, tries: int) -> None:
+    """Damage files of a manifest, and of Parquet and IPC data with content hashes."""
+    data = write_numbers(bench.folder / "damage-data", 4, 5_000)
+    blocks = epoch_writer.BLOCK_MICRO_BATCHES, epoch_writer.PART_ROWS
+    epoch_writer.BLOCK_MICRO_BATCHES, epoch_writer.PART_ROWS = 100, 6_000
+    try:
+        manifest = manifest_of_all_files(bench.folder / "damage-plan", data, 20_000)
+    finally:
+        epoch_writer.BLOCK_MICRO_BATCHES, epoch_writer.PART_ROWS = blocks
+    found = [
+        refusal(what, partial(read_all, copy, manifest))
+        for what, copy in damages(manifest.path, bench.folder / "damaged", tries)
+    ]
+    _add_damage(bench, "every file of a manifest", found)
+    for suffix in (".parquet", ".arrow"):
+        data = write_numbers(bench.folder / f"deep{suffix}", 4, 5_000, suffix)
+        out = bench.folder / f"deep-plan{suffix}"
+        plan("shuffle", data, out=out, deep=True, workers=0)
+        found = [
+            refusal(what, partial(verify, out, copy, deep=True))
+            for what, copy in damages(data, bench.folder / "damaged", tries)
+        ]
+        _add_damage(bench, f"{suffix} data, verify --deep", found)
+
+
+def _add_damage(bench: Bench, what: str, problems: list[str | None]) -> None:
+    for problem in problems:
+        if problem is not None:
+            say(problem)
+    refused = problems.count(None)
+    bench.add(
+        f"{what}: flipped, cut, removed, swapped, {len(problems)} times",
+        f"{refused} refused by name, no wrong row",
+        "",
+        f"{refused}/{len(problems)}",
+        f"{len(problems)}/{len(problems)}",
+        refused == len(problems),
+    )
