@@ -44,8 +44,8 @@ offsets from 0 followed by its values. A recipe epoch has no digest (null), but 
 (SHA-256; null: all rows) and ``weight``. The copy of a recipe in parts names it in
 ``materialized_from``.
 
-A manifest that was edited or re-addressed names the one that it was made from in ``parent``, and has
-that one's stages and one more of the kind ``edit`` or ``rebind``; see `lineage`.
+A manifest that was edited or re-addressed names the one that it was made from in ``parent``, and
+has that one's stages and one more of the kind ``edit`` or ``rebind``; see `lineage`.
 
 *provenance* is how it was written: versions, reports of the stages, and for each part ``name,
 epoch, bytes, sha256, frame_sha256`` (of all bytes outside block bodies) and for each block
@@ -67,7 +67,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -287,6 +287,6 @@ class Manifest:
             recount(self)
 
 
-def records_to_json(parts: Sequence[PartRecord]) -> list[dict[str, Any]]:
+def records_to_json(parts: list[PartRecord]) -> list[dict[str, Any]]:
     """Return part records as the provenance holds them."""
     return [asdict(p) for p in parts]

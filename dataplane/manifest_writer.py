@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import operator
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -28,7 +26,7 @@ from .commit import link_or_copy, publish, staging, write_synced
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_count import recount_epoch
 from .epoch_writer import EpochWriter
-from .epochs import EpochRecord
+from .epochs import EpochRecord, FinishedEpoch
 from .errors import (
     ManifestConflictError,
     ManifestError,
@@ -44,8 +42,9 @@ from .random import checked_seed
 from .recipe import RecipeEpoch, RecipeRows, WeightClass, describe_recipe
 from .snapshot import Snapshot
 from .storage import storing
+from .versions import versions
 
-__all__ = ["ManifestWriter", "check_space", "refuse_foreign_target", "versions"]
+__all__ = ["ManifestWriter", "check_space", "refuse_foreign_target"]
 
 
 class ManifestWriter:
@@ -120,10 +119,10 @@ class ManifestWriter:
         self._bitmaps: dict[str, BitmapRecord] = {}
         self._last_bitmaps: list[tuple[Bitmap, str]] = []  # of the epoch before, with their digests
         self._fragments: set[int] = set()
-        self._fragments_of: dict[int, Sequence[int]] = {}
+        self._finished: dict[int, FinishedEpoch] = {}
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
-        self._folder = self._cleanup.enter_context(staging(self._place))
+        self.folder = self._cleanup.enter_context(staging(self._place))
 
     def __enter__(self) -> ManifestWriter:
         return self
@@ -165,7 +164,7 @@ class ManifestWriter:
         """
         number = self._next_epoch(number)
         self._open = epoch = EpochWriter(
-            number, self._folder, len(self._parts), self._snapshot, self._schema, self._side
+            number, self.folder, len(self._parts), self._snapshot, self._schema, self._side
         )
         try:
             yield
@@ -175,57 +174,28 @@ class ManifestWriter:
             raise
         finally:
             self._open = None
-        self._add(record, epoch.parts, fragments)
+        self._add(FinishedEpoch(record, tuple(epoch.parts), tuple(fragments)))
 
-    def _add(
-        self, record: EpochRecord, parts: Sequence[PartRecord], fragments: Sequence[int]
-    ) -> None:
-        self._records.append(record)
-        self._parts += parts
-        self._fragments.update(fragments)
-        self._fragments_of[record.epoch] = fragments
+    def _add(self, epoch: FinishedEpoch) -> None:
+        self._records.append(epoch.record)
+        self._parts += epoch.parts
+        self._fragments.update(epoch.fragments)
+        self._finished[epoch.record.epoch] = epoch
 
-    @property
-    def folder(self) -> Path:
-        """Where parts are staged."""
-        return self._folder
+    def finished(self, number: int) -> FinishedEpoch | None:
+        """Return an epoch that was written; None of a recipe. Its parts are in `folder`."""
+        return self._finished.get(number)
 
-    def share_epoch(self, number: int, folder: Path) -> dict[str, Any] | None:
-        """Keep a finished epoch for a later writer of the plan, its parts linked into a folder.
-
-        Returns
-        -------
-        dict
-            What `adopt_epoch` asks for, as JSON. None of a recipe, and where no links can be made.
-        """
-        record = next(r for r in self._records if r.epoch == number)
-        if record.recipe is not None:
-            return None
-        parts = [part for part in self._parts if part.epoch == number]
-        try:
-            for part in parts:
-                (folder / part.name).unlink(missing_ok=True)
-                (folder / part.name).hardlink_to(self._folder / part.name)
-        except OSError:
-            return None
-        return {
-            "record": record.to_json(),
-            "parts": records_to_json(parts),
-            "fragments": list(self._fragments_of[number]),
-        }
-
-    def adopt_epoch(self, shared: Mapping[str, Any], folder: Path) -> None:
-        """Take over an epoch that a writer of the same plan had finished.
+    def adopt(self, epoch: FinishedEpoch, folder: Path) -> None:
+        """Take over an epoch that another writer of the same plan finished.
 
         The parts in `folder` must hold what their names say: the caller has hashed them.
         """
-        record = EpochRecord.from_json(shared["record"])
-        self._next_epoch(record.epoch)
-        parts = [PartRecord.from_json(part) for part in shared["parts"]]
-        with storing("Taking over the parts of an epoch", self._folder):
-            for part in parts:
-                link_or_copy(folder / part.name, self._folder / part.name, part.sha256)
-        self._add(record, parts, shared["fragments"])
+        self._next_epoch(epoch.record.epoch)
+        with storing("Taking over the parts of an epoch", self.folder):
+            for part in epoch.parts:
+                link_or_copy(folder / part.name, self.folder / part.name, part.sha256)
+        self._add(epoch)
 
     def _next_epoch(self, number: int) -> int:
         self._refuse_closed()
@@ -290,7 +260,7 @@ class ManifestWriter:
         found: list[str | None] = []
         for bitmap in bitmaps:
             if bitmap is not None and id(bitmap) not in known:
-                record = write_bitmap(self._folder, bitmap)
+                record = write_bitmap(self.folder, bitmap)
                 self._bitmaps[record.name] = record
                 known[id(bitmap)] = record.sha256
             found.append(None if bitmap is None else known[id(bitmap)])
@@ -323,12 +293,7 @@ class ManifestWriter:
             return
         record, fragments = recount_epoch(source, number)
         parts = [part for part in source.parts if part.epoch == number]
-        with storing("Taking over the parts of an epoch", self._folder):
-            for part in parts:
-                link_or_copy(source.path / part.name, self._folder / part.name, part.sha256)
-        self._records.append(record)
-        self._parts += parts
-        self._fragments.update(fragments)
+        self.adopt(FinishedEpoch(record, tuple(parts), tuple(fragments)), source.path)
 
     def _write_again(self, source: Manifest, epoch: RecipeEpoch) -> None:
         if source.seed != self._identity["seed"]:
@@ -391,11 +356,11 @@ class ManifestWriter:
         if self._bitmaps:
             provenance["bitmaps"] = [vars(self._bitmaps[name]) for name in sorted(self._bitmaps)]
         header = header_bytes(identity, provenance)
-        with storing("Writing the manifest's header", self._folder):
+        with storing("Writing the manifest's header", self.folder):
             if self._deep_hashes is not None:
-                write_deep_hashes(self._folder, self._deep_hashes)
-            write_synced(self._folder / HEADER, header)
-        if not publish(self._folder, self._place):
+                write_deep_hashes(self.folder, self._deep_hashes)
+            write_synced(self.folder / HEADER, header)
+        if not publish(self.folder, self._place):
             self._accept_existing(identity)
         self.abandon()
         return Manifest.open(self.target)
@@ -447,14 +412,3 @@ def check_space(folder: Path, bytes_needed: int) -> None:
             f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
             "Free some space or choose another target; nothing was written."
         )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what makes a plan."""
-    found = {"python": platform.python_version()}
-    for name in ("batchloom", "numpy", "pyarrow", "scikit-learn", "faiss-gpu", "faiss-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

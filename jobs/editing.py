@@ -27,8 +27,8 @@ from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import rows_in_steps
 from ..dataplane.rowset import RowSet
 from .engine import Engine, parse_bytes
-from .key_search import rows_with_keys
 from .key_files import file_digest, read_keys_as
+from .key_search import rows_with_keys
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from ..dataplane.canonical import plain_json
 from ..dataplane.dataset import Dataset
-from ..dataplane.manifest_writer import ManifestWriter, versions
+from ..dataplane.epochs import FinishedEpoch
+from ..dataplane.manifest_writer import ManifestWriter
+from ..dataplane.versions import versions
 from .context import JobContext
 from .spec import JobSpec
 from .work import remove_staging
@@ -77,21 +79,32 @@ class Finished:
         entry = self._job.work.find(_key(epoch))
         if entry is None:
             return False
-        self._writer.adopt_epoch(entry.value["shared"], self._job.work.path)
+        self._writer.adopt(FinishedEpoch.from_json(entry.value["epoch"]), self._job.work.path)
         self._reports = entry.value["reports"]
         self._job.reports.update(entry.value["job_reports"])
         return True
 
-    def give(self, epoch: int, reports: Mapping[str, Any]) -> None:
-        """Record the epoch that was written last."""
+    def give(self, number: int, reports: Mapping[str, Any]) -> None:
+        """Record the epoch that was written last; a recipe is not worth it."""
         self._reports = reports
-        shared = self._writer.share_epoch(epoch, self._job.work.path)
-        if shared is None:
+        epoch = self._writer.finished(number)
+        if epoch is None or not self._link(epoch):
             return
-        files = {p["name"]: (p["bytes"], p["sha256"]) for p in shared["parts"]}
-        value = {"shared": shared, "reports": reports, "job_reports": self._job.reports}
+        files = {part.name: (part.bytes, part.sha256) for part in epoch.parts}
+        value = {"epoch": epoch.to_json(), "reports": reports, "job_reports": self._job.reports}
         plain = plain_json(value, "reports", non_finite=True)
-        self._job.work.record(_key(epoch), files, plain)
+        self._job.work.record(_key(number), files, plain)
+
+    def _link(self, epoch: FinishedEpoch) -> bool:
+        """Give the parts of an epoch a second name in the work folder; False where none can be."""
+        try:
+            for part in epoch.parts:
+                second = self._job.work.path / part.name
+                second.unlink(missing_ok=True)
+                second.hardlink_to(self._writer.folder / part.name)
+        except OSError:
+            return False
+        return True
 
 
 def _key(epoch: int) -> str:

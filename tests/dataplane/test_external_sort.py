@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from batchloom.dataplane import external_sort
 from batchloom.dataplane.errors import StorageError
 from batchloom.dataplane.external_sort import SORTED_BYTES, ExternalSort
 from hypothesis import given
@@ -77,6 +78,30 @@ def test_places_may_be_as_rough_as_they_like(tmp_path: Path) -> None:
     for where in (first // np.uint64(13) / 4, np.minimum(1.0, first / 10), first > 38):
         found = sorted_on_disk(tmp_path, first, second, where, limit=20)
         assert found == expected(first, second)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "two values", "one value"])
+def test_no_more_is_held_than_the_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    held: list[int] = []
+    read = external_sort._Bucket.read
+
+    def recorded(bucket: Any, start: int, stop: int) -> Any:
+        held.append(stop - start)
+        return read(bucket, start, stop)
+
+    monkeypatch.setattr(external_sort._Bucket, "read", recorded)
+    n = 5000
+    keys = {
+        "uniform": np.random.default_rng(0).integers(0, 2**64, n, dtype=np.uint64),
+        "two values": np.arange(n, dtype=np.uint64) % np.uint64(2),
+        "one value": np.zeros(n, np.uint64),
+    }[kind]
+    found = sorted_on_disk(tmp_path, keys, keys, np.zeros(n), limit=40, piece=500)
+    assert found == expected(keys, keys)
+    assert max(held) <= 40
+    assert sum(held) <= 10 * n  # read a few times, not once for each of the buckets
 
 
 def test_nothing_comes_of_nothing(tmp_path: Path) -> None:
