@@ -12,8 +12,11 @@ import pytest
 from batchloom.dataplane.errors import JobSpecError
 from batchloom.dataplane.parameters import describe_parameters
 from batchloom.dataplane.plan import BatchPlan
+from batchloom.jobs import planning
+from batchloom.jobs.budget import Budget
 from batchloom.jobs.context import JobContext
 from batchloom.jobs.methods import METHODS, make_stage
+from batchloom.jobs.spec import JobSpec
 from batchloom.jobs.stages import BatchStage, GroupStage, PlanState, ReduceStage, SelectStage
 
 
@@ -70,6 +73,35 @@ class StageContract:
             check_batch(stage, job, state)
         else:
             check_reduce(stage, job, state)
+
+    def test_a_tiny_memory_gives_the_same_plan(
+        self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With room for some hundred rows everything goes over the disk."""
+        ids = {
+            working: self._planned(small, tmp_path / str(working), working, monkeypatch)
+            for working in (1 << 28, 20_000)
+        }
+        assert len(set(ids.values())) == 1, ids
+
+    def _planned(self, data: Path, out: Path, working: int, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Plan with the stage, and with what it needs before it; return the manifest's id."""
+        budget = Budget(1 << 30, 0, None, working)
+        monkeypatch.setattr(planning, "make_budget", lambda *_: budget)
+        stage = {"method": self.name, **self.parameters}
+        needs_groups = getattr(METHODS[self.name].load(), "needs_groups", False)
+        groups = {"method": "kmeans", "columns": ["x"], "k": 4}
+        spec = JobSpec(
+            dataset=data,
+            out=str(out),
+            stages=[groups, stage] if needs_groups else [stage],
+            batch_size=1000 if needs_groups else 2,
+            epochs=2,
+            on_invalid="drop",
+            workers=0,
+            task_bytes=4000,
+        )
+        return planning.run_job(spec).manifest_id
 
 
 def check_select(stage: SelectStage, job: JobContext, state: PlanState) -> None:
