@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Again:
 
 
 @pytest.fixture
-def again(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Again]]:
+def again(small: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Again]:
     """Return a function that plans and counts the tasks that run."""
     ran: list[int] = []
     compute = context.compute_rows
@@ -125,7 +125,7 @@ def again(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
         return Again(made, len(ran), [json.loads(s) for s in lines.getvalue().splitlines()])
 
     monkeypatch.setattr(context, "compute_rows", counted)
-    yield run
+    return run
 
 
 def parts_of(manifest: Manifest) -> list[tuple[str, int]]:
