@@ -47,8 +47,12 @@ class KMeans:
 
     def sample(self, ids: U64) -> npt.NDArray[np.bool_]:
         """Choose the rows to train on; shape (n,)."""
-        n = min(len(ids), self.k * self.rows_per_center)
+        n = self.sample_rows(len(ids))
         return choose(n, ids, seed=self.seed, stream=Stream.KMEANS_SAMPLE)
+
+    def sample_rows(self, rows: int) -> int:
+        """Return how many of so many rows are trained on."""
+        return min(rows, self.k * self.rows_per_center)
 
     def train(self, x: F32, ids: U64 | None = None) -> F32:
         """Return the centers found on these rows, shape (k, d).

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .compiled import compiled_kernels
 from .errors import RowIdError
 
-__all__ = ["Bitmap", "count_bits", "set_bits"]
+__all__ = ["BITMAP_INDEX", "Bitmap", "count_bits", "set_bits"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -26,6 +26,9 @@ _BLOCK_WORDS = 8  # 512 ids
 _HINT_BITS = 1024
 _MASK = (1 << 64) - 1
 _CHUNK_WORDS = 1 << 14  # what `chunks` decodes at once: 1 Mi ids
+
+BITMAP_INDEX = 0.14
+"""Bytes of the index for each byte of bits."""
 
 
 class Bitmap:
@@ -90,10 +93,13 @@ class Bitmap:
     @cached_property
     def _before(self) -> I64:
         """Set bits before each block, and in all."""
-        counts = np.bitwise_count(self.words).astype(np.int64)
-        starts = np.arange(0, len(counts), _BLOCK_WORDS)
-        sums = np.add.reduceat(counts, starts) if len(counts) else counts
-        return np.concatenate([[0], np.cumsum(sums)])
+        before = np.zeros(-(-len(self.words) // _BLOCK_WORDS) + 1, dtype=np.int64)
+        for start in range(0, len(self.words), _CHUNK_WORDS):
+            counts = np.bitwise_count(self.words[start : start + _CHUNK_WORDS])
+            starts = np.arange(0, len(counts), _BLOCK_WORDS)
+            first = start // _BLOCK_WORDS + 1
+            before[first : first + len(starts)] = np.add.reduceat(counts, starts, dtype=np.int64)
+        return np.cumsum(before, out=before)
 
     @cached_property
     def _hints(self) -> I64:

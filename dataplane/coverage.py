@@ -57,7 +57,7 @@ class Coverage:
             return [i for i, f in enumerate(self._snapshot.fragments) if f.rows]
         found, start = [], 0
         for index, fragment in enumerate(self._snapshot.fragments):
-            if self._marked.inside(start, start + fragment.rows).any():
+            if self._marked.count(start, start + fragment.rows):
                 found.append(index)
             start += fragment.rows
         return found

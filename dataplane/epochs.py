@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .canonical import known_fields
 from .errors import ManifestError
-from .manifest_part import block_digest
+from .manifest_part import PartRecord, block_digest
 from .part_reader import PartReader
 from .plan import BatchPlan, MicroBatch, Ragged, SideColumn
 
@@ -29,6 +29,7 @@ __all__ = [
     "WEIGHT_ONE",
     "Epoch",
     "EpochRecord",
+    "FinishedEpoch",
     "Occurrences",
     "RecipeRecord",
     "StoredEpoch",
@@ -112,6 +113,32 @@ class EpochRecord:
         if self.recipe is not None:
             return {**vars(self), "recipe": self.recipe.to_json()}
         return {name: value for name, value in vars(self).items() if name != "recipe"}
+
+
+@dataclass(frozen=True)
+class FinishedEpoch:
+    """An epoch whose parts are written, before its manifest is.
+
+    Attributes
+    ----------
+    record : EpochRecord
+    parts : tuple of PartRecord
+    fragments : tuple of int
+        Indices of the fragments that hold its rows.
+    """
+
+    record: EpochRecord
+    parts: tuple[PartRecord, ...]
+    fragments: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FinishedEpoch:
+        parts = tuple(PartRecord.from_json(part) for part in value["parts"])
+        return cls(EpochRecord.from_json(value["record"]), parts, tuple(value["fragments"]))
+
+    def to_json(self) -> dict[str, Any]:
+        parts = [asdict(part) for part in self.parts]
+        return {"record": self.record.to_json(), "parts": parts, "fragments": self.fragments}
 
 
 class Occurrences(NamedTuple):

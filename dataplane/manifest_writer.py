@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import operator
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, get_args
 
@@ -27,7 +25,7 @@ from .commit import bring
 from .deep_hashes import find_deep_hashes, write_deep_hashes
 from .epoch_count import recount_epoch
 from .epoch_writer import EpochWriter
-from .epochs import EpochRecord
+from .epochs import EpochRecord, FinishedEpoch
 from .errors import ManifestConflictError, ManifestError, ParameterError, SelectionError
 from .manifest import Manifest, records_to_json
 from .manifest_header import FORMAT, RECIPE, SCHEMA_VERSION, header_bytes
@@ -36,8 +34,9 @@ from .plan import BatchPlan, SideColumn, Unit, WeightSemantics
 from .random import checked_seed
 from .recipe import RecipeEpoch, RecipeRows, WeightClass, describe_recipe
 from .snapshot import Snapshot
-from .storage import storing
+from .storage import Location, storing
 from .targets import Target, target_at
+from .versions import versions
 
 __all__ = ["ManifestWriter"]
 
@@ -122,9 +121,10 @@ class ManifestWriter:
         self._bitmaps: dict[str, BitmapRecord] = {}
         self._last_bitmaps: list[tuple[Bitmap, str]] = []  # of the epoch before, with their digests
         self._fragments: set[int] = set()
+        self._finished: dict[int, FinishedEpoch] = {}
         self._open: EpochWriter | None = None
         self._cleanup = ExitStack()
-        self._folder = self._cleanup.enter_context(self._target.scratch())
+        self.folder = self._cleanup.enter_context(self._target.scratch())
         self._cleanup.callback(self._target.close)
 
     def __enter__(self) -> ManifestWriter:
@@ -168,7 +168,7 @@ class ManifestWriter:
         number = self._next_epoch(number)
         self._open = epoch = EpochWriter(
             number,
-            self._folder,
+            self.folder,
             len(self._parts),
             self._snapshot,
             self._schema,
@@ -183,9 +183,30 @@ class ManifestWriter:
             raise
         finally:
             self._open = None
-        self._records.append(record)
+        self._add(FinishedEpoch(record, tuple(epoch.parts), tuple(fragments)))
+
+    def _add(self, epoch: FinishedEpoch) -> None:
+        self._records.append(epoch.record)
         self._parts += epoch.parts
-        self._fragments.update(fragments)
+        self._fragments.update(epoch.fragments)
+        self._finished[epoch.record.epoch] = epoch
+
+    def finished(self, number: int) -> FinishedEpoch | None:
+        """Return an epoch that was written; None of a recipe. Its parts are in `folder`."""
+        return self._finished.get(number)
+
+    def adopt(self, epoch: FinishedEpoch, folder: Location) -> None:
+        """Take over an epoch that another writer of the same plan finished.
+
+        The parts in `folder` must hold what their names say: the caller has hashed them.
+        """
+        self._next_epoch(epoch.record.epoch)
+        with storing("Taking over the parts of an epoch", self.folder):
+            for part in epoch.parts:
+                place = self.folder / part.name
+                bring(folder.join(part.name), place, part.sha256)
+                self._target.take(place)
+        self._add(epoch)
 
     def _next_epoch(self, number: int) -> int:
         self._refuse_closed()
@@ -250,7 +271,7 @@ class ManifestWriter:
         found: list[str | None] = []
         for bitmap in bitmaps:
             if bitmap is not None and id(bitmap) not in known:
-                record = write_bitmap(self._folder, bitmap)
+                record = write_bitmap(self.folder, bitmap)
                 self._bitmaps[record.name] = record
                 known[id(bitmap)] = record.sha256
             found.append(None if bitmap is None else known[id(bitmap)])
@@ -283,14 +304,7 @@ class ManifestWriter:
             return
         record, fragments = recount_epoch(source, number)
         parts = [part for part in source.parts if part.epoch == number]
-        with storing("Taking over the parts of an epoch", self._folder):
-            for part in parts:
-                place = self._folder / part.name
-                bring(source.location.join(part.name), place, part.sha256)
-                self._target.take(place)
-        self._records.append(record)
-        self._parts += parts
-        self._fragments.update(fragments)
+        self.adopt(FinishedEpoch(record, tuple(parts), tuple(fragments)), source.location)
 
     def _write_again(self, source: Manifest, epoch: RecipeEpoch) -> None:
         if source.seed != self._identity["seed"]:
@@ -346,15 +360,15 @@ class ManifestWriter:
             "planned_fragments": "all" if planned == everywhere else planned,
         }
         provenance = {
-            "created_by": _versions(),
+            "created_by": versions(),
             "reports": plain_json(reports or {}, "reports", non_finite=True),
             "parts": records_to_json(self._parts),
         }
         if self._bitmaps:
             provenance["bitmaps"] = [vars(self._bitmaps[name]) for name in sorted(self._bitmaps)]
         if self._deep_hashes is not None:
-            write_deep_hashes(self._folder, self._deep_hashes)
-        if not self._target.publish(self._folder, header_bytes(identity, provenance)):
+            write_deep_hashes(self.folder, self._deep_hashes)
+        if not self._target.publish(self.folder, header_bytes(identity, provenance)):
             self._accept_existing(identity)
         self.abandon()
         return self._committed()
@@ -379,13 +393,3 @@ def _refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
         choices = ", ".join(repr(k) for k in known)
         raise ParameterError(f"A manifest's '{name}' must be one of {choices}. Got {value!r}.")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("batchloom", "numpy", "pyarrow", "scikit-learn", "faiss-gpu", "faiss-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

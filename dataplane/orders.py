@@ -25,7 +25,14 @@ import numpy.typing as npt
 from .errors import SelectionError
 from .random import Permutation, Stream, keys, uniform
 
-__all__ = ["BlockOrder", "Homes", "balance", "stratified"]
+__all__ = [
+    "BlockOrder",
+    "Homes",
+    "balance",
+    "stratified",
+    "stratum_offsets",
+    "stratum_places",
+]
 
 
 def stratified(
@@ -49,14 +56,47 @@ def stratified(
         Positions in the arrays given, in order.
     """
     row_keys = keys(seed, Stream.ORDER, epoch, ids)
-    grouped = np.lexsort((ids, row_keys, labels))
+    grouped = np.lexsort((row_keys, labels))
     sorted_labels = labels[grouped]
     starts = np.flatnonzero(np.diff(sorted_labels, prepend=sorted_labels[:1] - 1))
     counts = np.diff(np.append(starts, len(labels)))
-    offset = uniform(seed, Stream.STRATUM_OFFSET, epoch, np.arange(len(counts), dtype=np.uint64))
+    strata = np.repeat(np.arange(len(counts)), counts)
     inside = np.arange(len(labels)) - np.repeat(starts, counts)
-    place = (inside + np.repeat(offset, counts)) / np.repeat(counts, counts)
+    offsets = stratum_offsets(len(counts), seed=seed, epoch=epoch)
+    place = stratum_places(strata, inside, counts, offsets)
     return grouped[np.lexsort((row_keys[grouped], place))]
+
+
+def stratum_offsets(strata: int, *, seed: int, epoch: int) -> npt.NDArray[np.float64]:
+    """Return what is drawn once a stratum, by its place among the strata; shape (strata,)."""
+    return uniform(seed, Stream.STRATUM_OFFSET, epoch, np.arange(strata, dtype=np.uint64))
+
+
+def stratum_places(
+    strata: npt.NDArray[np.integer],
+    inside: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return where in the epoch rows of a stratified order stand, from 0 to 1.
+
+    Parameters
+    ----------
+    strata : integers, shape (n,)
+        Stratum of each row, 0…k−1.
+    inside : int64, shape (n,)
+        The row's number in its stratum's random order.
+    counts : int64, shape (k,)
+    offsets : float64, shape (k,)
+        By `stratum_offsets`.
+
+    Returns
+    -------
+    float64, shape (n,)
+        The order is by this and by the rows' keys.
+    """
+    places: npt.NDArray[np.float64] = (inside + offsets[strata]) / counts[strata]
+    return places
 
 
 class BlockOrder:
@@ -253,6 +293,19 @@ def balance(
         return float("nan")
     sizes = np.diff(offsets)
     batch = np.repeat(np.arange(len(sizes)), sizes)
-    seen = np.bincount(batch * k + labels, minlength=len(sizes) * k).reshape(-1, k)
-    expected = sizes[:, None] * (totals / totals.sum())
-    return float((((seen - expected) ** 2) / expected).sum() / (k - 1) / len(sizes))
+    pairs, seen = _count_pairs(batch * k + labels, len(sizes) * k)
+    which, label = np.divmod(pairs, k)
+    # Σ (seen − expected)² / expected = Σ seen² / expected − size: labels not seen need no term.
+    terms = seen * (seen / (sizes[which] * (totals[label] / totals.sum())))
+    return float((terms.sum() - len(labels)) / (k - 1) / len(sizes))
+
+
+def _count_pairs(
+    numbers: npt.NDArray[np.int64], limit: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers that occur, all below a limit, and how often."""
+    if limit > 8 * len(numbers):  # too many to count in a table
+        return np.unique(numbers, return_counts=True)
+    table = np.bincount(numbers, minlength=limit)
+    found = np.flatnonzero(table)
+    return found, table[found]

@@ -5,14 +5,18 @@ All rows of a snapshot take no memory; a selection takes one bit a row id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from .bitmap import Bitmap
 from .errors import SelectionError
+from .random import keys
+from .sketch import RankSearch
 from .snapshot import Snapshot
 
 __all__ = ["RowSet"]
@@ -76,22 +80,55 @@ class RowSet:
         for start in range(0, len(self), _CHUNK):
             yield self.snapshot.ids_at(np.arange(start, min(start + _CHUNK, len(self))))
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the bits, in hex; empty where all rows are meant."""
+        return "" if self.chosen is None else hashlib.sha256(self.chosen.words.data).hexdigest()
+
+    # --- fewer rows -------------------------------------------------------------------------------
+
+    def filter(self, test: Callable[[U64, slice], npt.NDArray[np.bool_]]) -> RowSet:
+        """Return the rows for which a test of (row ids, their ranks) is true, chunk by chunk."""
+        kept = 0
+
+        def parts() -> Iterator[U64]:
+            nonlocal kept
+            start = 0
+            for ids in self.chunks():
+                inside = ids[test(ids, slice(start, start + len(ids)))]
+                kept += len(inside)
+                start += len(ids)
+                yield inside
+
+        bits = Bitmap.of(self.snapshot.next_row_id, parts())
+        return self if kept == len(self) else RowSet(self.snapshot, bits)
+
     def keep(self, mask: npt.NDArray[np.bool_]) -> RowSet:
         """Return the rows at which a mask over the ranks is set."""
         if len(mask) != len(self):
             raise SelectionError(f"A mask of {len(mask)} values cannot select of {len(self)} rows.")
-        return self if mask.all() else self._where(mask)
+        return self.filter(lambda _, ranks: mask[ranks])
+
+    def pick(self, ranks: npt.NDArray[np.integer]) -> RowSet:
+        """Return the rows at ranks."""
+        starts = range(0, len(ranks), _CHUNK)
+        parts = (self.at(ranks[start : start + _CHUNK]) for start in starts)
+        bits = Bitmap.of(self.snapshot.next_row_id, parts)
+        return self if len(ranks) == len(self) else RowSet(self.snapshot, bits)
 
     def since(self, first_row_id: int) -> RowSet:
         """Return the rows whose ids are not below a given one."""
-        parts = (ids[ids >= np.uint64(first_row_id)] for ids in self.chunks())
-        return RowSet(self.snapshot, Bitmap.of(self.snapshot.next_row_id, parts))
+        return self.filter(lambda ids, _: ids >= np.uint64(first_row_id))
 
-    def _where(self, mask: npt.NDArray[np.bool_]) -> RowSet:
-        def parts() -> Iterator[U64]:
-            start = 0
+    def choose(self, n: int, *, seed: int, stream: int, epoch: int = 0) -> RowSet:
+        """Choose exactly n rows, 1 ≤ n ≤ len: those that `random.choose` takes."""
+        search = RankSearch(np.uint64, lambda _: [n])
+        while search.next is not None and search.bound is None:
+            counts = np.zeros(search.next.shape, dtype=np.int64)
             for ids in self.chunks():
-                yield ids[mask[start : start + len(ids)]]
-                start += len(ids)
-
-        return RowSet(self.snapshot, Bitmap.of(self.snapshot.next_row_id, parts()))
+                search.next.count(keys(seed, stream, epoch, ids), into=counts)
+            search.narrow(counts)
+        if search.bound is None:
+            raise SelectionError("Some row ids are the same; give each row its own.")
+        last = np.uint64(search.bound)
+        return self.filter(lambda ids, _: keys(seed, stream, epoch, ids) <= last)

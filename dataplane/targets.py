@@ -62,8 +62,13 @@ class Target(ABC):
 
     @property
     @abstractmethod
+    def beside(self) -> Path:
+        """The local place beside which scratch and work folders stand."""
+
+    @property
     def disk(self) -> Path:
-        """A folder on the disk of the scratch folders."""
+        """The folder of the scratch and work folders."""
+        return self.beside.parent
 
     @abstractmethod
     def check_space(self, bytes_needed: int) -> None:
@@ -126,14 +131,14 @@ class LocalTarget(Target):
                 )
 
     @property
-    def disk(self) -> Path:
-        return self._place.parent
+    def beside(self) -> Path:
+        return self._place
 
     def check_space(self, bytes_needed: int) -> None:
         check_space(self.disk, bytes_needed)
 
     def scratch(self) -> AbstractContextManager[Path]:
-        return staging(self._place)
+        return staging(self.beside)
 
     def take(self, file: Path) -> None:
         """Leave it where it is: the folder becomes the manifest."""
@@ -195,14 +200,14 @@ class ObjectTarget(Target):
             raise ManifestConflictError(f"{self.location} is a file; choose another target.")
 
     @property
-    def disk(self) -> Path:
-        return Path(tempfile.gettempdir())
+    def beside(self) -> Path:
+        return Path(tempfile.gettempdir()) / self.location.name
 
     def check_space(self, bytes_needed: int) -> None:
         check_space(self.disk, min(bytes_needed, _SCRATCH_BYTES))
 
     def scratch(self) -> AbstractContextManager[Path]:
-        return staging(self.disk / self.location.name)
+        return staging(self.beside)
 
     def take(self, file: Path) -> None:
         if self._pool is None:

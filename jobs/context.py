@@ -1,22 +1,27 @@
-"""What a stage is given: the dataset, the engine, a folder for large results, and progress."""
+"""What a stage is given: the dataset, the engine, memory and disk to work with, and progress."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..dataplane.canonical import digest
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import OnInvalid
+from ..dataplane.row_column import RowColumn, Segment
 from ..dataplane.rowset import RowSet
+from ..dataplane.storage import storing
+from .budget import Budget
 from .engine import Engine
 from .progress import Progress
-from .tasks import TASK_BYTES, RowFunction, compute_rows, group_tasks
+from .tasks import TASK_BYTES, RowFunction, ScanTask, compute_rows, group_tasks
+from .work import Entry, WorkFolder
 
 __all__ = ["JobContext", "OnInvalid"]
 
@@ -29,8 +34,9 @@ class JobContext:
     ----------
     dataset : Dataset
     engine : Engine
-    folder : Path
-        Staging folder, shared with the workers; gone when the job ends.
+    work : WorkFolder
+        Shared with the workers; gone when the job ends.
+    budget : Budget
     seed : int
     batch_size, micro_per_step : int
     on_invalid : {'fail', 'drop'}
@@ -46,7 +52,8 @@ class JobContext:
 
     dataset: Dataset
     engine: Engine
-    folder: Path
+    work: WorkFolder
+    budget: Budget
     seed: int
     batch_size: int
     on_invalid: OnInvalid
@@ -54,7 +61,7 @@ class JobContext:
     task_bytes: int = TASK_BYTES
     micro_per_step: int = 1
     reports: dict[str, Any] = field(default_factory=dict)
-    codes: dict[str, tuple[RowSet, npt.NDArray[np.int64]]] = field(default_factory=dict)
+    codes: dict[str, tuple[RowSet, RowColumn]] = field(default_factory=dict)
 
     def map_rows(
         self,
@@ -64,8 +71,10 @@ class JobContext:
         reads: Sequence[str],
         /,
         **arguments: Any,
-    ) -> npt.NDArray[Any]:
+    ) -> RowColumn:
         """Apply a function to rows on the engine; return its values in order of row ids.
+
+        A task whose result is there already, of an earlier run that was killed, does not run again.
 
         Parameters
         ----------
@@ -78,38 +87,102 @@ class JobContext:
         reads : sequence of str
             Columns to decode.
         arguments : mapping
-            Small values, or paths.
+            Small values, or paths of what was saved by `save`.
 
         Returns
         -------
-        array, shape (len(rows), …)
+        RowColumn of len(rows)
         """
         tasks = group_tasks(self.dataset.present(), self.task_bytes)
+        named = {k: self._plain(v) for k, v in arguments.items()}
+        step = [function.__module__, function.__qualname__, named, list(reads), rows.digest]
+        keys = [digest([repr(step), _identity(task)]) for task in tasks]
+        found = {i: e for i, e in enumerate(map(self.work.find, keys)) if e is not None}
+        left = [i for i in range(len(tasks)) if i not in found]
         rows_file = None
-        if rows.chosen is not None:
+        if rows.chosen is not None and left:
             rows_file = str(self.save(rows.chosen.words))
-        results: dict[int, str] = {}
-        with self.progress.step(label, len(rows)) as step:
-            for position, (path, count) in self.engine.map(
+        segments = {i: segment for i, e in found.items() for segment in self._segments(e)}
+        with self.progress.step(label, len(rows)) as bar:
+            bar.advance(sum(s.rows for s in segments.values()))
+            for position, segment in self.engine.map(
                 compute_rows,
-                tasks,
+                [tasks[i] for i in left],
                 list(reads),
                 self.dataset.schema,
                 rows_file,
-                str(self.folder),
+                str(self.work.folder),
                 function,
                 arguments,
             ):
-                step.advance(count)
-                if path:
-                    results[position] = path
-        parts = [np.load(results[i]) for i in sorted(results)]
-        for path in results.values():
-            Path(path).unlink()
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+                index = left[position]
+                self._record(keys[index], segment)
+                if segment is not None:
+                    segments[index] = segment
+                    bar.advance(segment.rows)
+        ordered = [segments[i] for i in sorted(segments)]
+        return RowColumn(ordered, resident=self.budget.resident)
+
+    def column(self, parts: Iterable[npt.NDArray[Any]]) -> RowColumn:
+        """Write values, in order of rank, as a column in the work folder."""
+        path = self.work.new_file()
+        return RowColumn.write(path, parts, resident=self.budget.resident)
 
     def save(self, array: npt.NDArray[Any]) -> Path:
-        """Keep an array in the staging folder, for workers to map."""
-        path = self.folder / f"{uuid.uuid4().hex[:12]}.npy"
-        np.save(path, array)
+        """Keep an array in the work folder, for workers to map; named by its content."""
+        name = hashlib.sha256(repr((array.dtype, array.shape)).encode())
+        name.update(np.ascontiguousarray(array).data)
+        path = self.work.folder / f"{name.hexdigest()}.npy"
+        if not path.exists():
+            staged = path.with_suffix(".tmp")
+            header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
+            # Not np.save: where the disk is full its error does not say so.
+            with storing("Writing intermediate results", path), open(staged, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(array).data)
+            staged.replace(path)
         return path
+
+    # --- the journal of tasks ---------------------------------------------------------------------
+
+    def _plain(self, value: Any) -> Any:
+        """Return an argument as it is named in keys: a saved file by its content."""
+        return Path(value).name if str(value).startswith(str(self.work.path)) else value
+
+    def _record(self, key: str, segment: Segment | None) -> None:
+        if segment is None:
+            self.work.record(key, {}, None)
+            return
+        name = self.work.relative(segment.path)
+        dtype = np.lib.format.dtype_to_descr(segment.dtype)
+        value = {"rows": segment.rows, "dtype": dtype, "shape": segment.shape}
+        self.work.record(key, {name: (segment.bytes, segment.sha256)}, value)
+
+    def _segments(self, entry: Entry) -> list[Segment]:
+        """Return the file of a recorded task; none where it had no rows."""
+        return [
+            Segment(
+                self.work.path / name,
+                entry.value["rows"],
+                _dtype(entry.value["dtype"]),
+                tuple(entry.value["shape"]),
+                size,
+                sha256,
+            )
+            for name, (size, sha256) in entry.files.items()
+        ]
+
+
+def _identity(task: ScanTask) -> str:
+    """Return what a task reads, wherever that is."""
+    parts = asdict(task)
+    del parts["index"]
+    for ref in parts["refs"]:
+        del ref["uri"], ref["options"]
+    return repr(parts)
+
+
+def _dtype(text: Any) -> np.dtype[Any]:
+    """Return a type from its description, in which JSON made lists of tuples."""
+    fields = text if isinstance(text, str) else [tuple(f) for f in text]
+    return np.dtype(fields)

@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 
 from ..dataplane.columns import as_numpy
 from ..dataplane.dataset import Dataset
-from ..dataplane.errors import ColumnTypeError, SelectionError
+from ..dataplane.errors import ColumnTypeError
 from ..dataplane.storage import storing
 from .engine import Engine
-from .keys import read_keys
+from .key_files import read_keys_as
 from .progress import Progress
 from .tasks import ScanTask, group_tasks, scan_rows
 
-__all__ = ["cast_keys", "find_keyed_rows", "keys_in_file", "match_values", "rows_with_keys"]
+__all__ = ["find_keyed_rows", "keys_in_file", "match_values", "rows_with_keys"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -87,38 +87,7 @@ def rows_with_keys(
 
 def keys_in_file(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
     """Read the distinct keys of a file as values of a key column, or as row ids where None."""
-    return pc.unique(cast_keys(read_keys(path, column), f"The keys in {path}", column, dataset))
-
-
-def cast_keys(keys: pa.Array, what: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Cast keys to the type of the key column, or to row ids; nulls are left out.
-
-    Parameters
-    ----------
-    keys : pyarrow.Array
-    what : str
-        What they are called in messages.
-    column : str or None
-    dataset : Dataset, optional
-        Where the column is.
-
-    Raises
-    ------
-    SelectionError
-        Where they are no such values.
-    """
-    type_ = pa.uint64()
-    if column is not None and dataset is not None:
-        type_ = dataset.schema.field(column).type
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    try:
-        keys = keys.cast(type_)
-    except pa.ArrowException as error:
-        goal = "row ids" if column is None else f"the type of '{column}', {type_}"
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise SelectionError(f"{what} cannot be read as {goal}: {reason}.") from error
-    return keys.drop_null() if keys.null_count else keys
+    return pc.unique(read_keys_as(path, column, dataset))
 
 
 def find_keyed_rows(

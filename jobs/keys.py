@@ -6,7 +6,6 @@ a line, CSV, Parquet or Arrow with one column (or one of the key's name), or a n
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,18 +14,19 @@ import pyarrow as pa
 from pydantic import Field
 
 from ..coresets.keys import match_keys
-from ..dataplane.canonical import file_sha256
-from ..dataplane.dataset import Dataset
-from ..dataplane.errors import DatasetError, SelectionError
+from ..dataplane.columns import as_numpy
 from ..dataplane.key_hash import hash_column
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
+from ..dataplane.row_column import RowColumn
 from .context import JobContext
-from .stages import PlanState, SelectStage
+from .key_files import file_digest, key_chunks
+from .stages import Choice, PlanState, SelectStage
 
-__all__ = ["Drop", "Keep", "cast_keys", "file_digest", "read_keys", "read_keys_as"]
+__all__ = ["Drop", "Keep"]
 
 U64 = npt.NDArray[np.uint64]
+
+_KEY_BYTES = 32  # a key, while all of them are sorted
 
 
 @parameters
@@ -42,39 +42,50 @@ class _KeyStage(SelectStage):
     def reads(self) -> list[str]:
         return [] if self.key is None else [self.key]
 
-    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection:
+    def select(self, job: JobContext, state: PlanState, epoch: int) -> Choice:
         wanted = self._wanted(job)
-        if self.key is None:
-            match = match_keys(state.rows.ids(), wanted)
-        else:
-            match = job.map_rows(
-                f"matching '{self.key}'",
-                match_rows,
-                state.rows,
-                [self.key],
-                column=self.key,
-                keys_file=str(job.save(wanted)),
-            )
-        found = len(np.unique(match[match >= 0]))
-        missing = len(wanted) - found
+        found = np.zeros(len(wanted), dtype=bool)
+        matches = None if self.key is None else self._matches(job, state, wanted)
+
+        def stays(ids: U64, ranks: slice) -> npt.NDArray[np.bool_]:
+            match = match_keys(ids, wanted) if matches is None else matches[ranks]
+            inside: npt.NDArray[np.bool_] = match >= 0
+            found[match[inside]] = True
+            return inside if self.method == "keep" else ~inside
+
+        rows = state.rows.filter(stays)
+        missing = len(wanted) - int(np.count_nonzero(found))
         if missing:
             what = "row ids" if self.key is None else f"keys of '{self.key}'"
             job.progress.warn(
                 f"{self.method}: {missing:,} of {len(wanted):,} {what} in {self.file} are not "
                 "among the rows."
             )
-        kept = (match >= 0) if self.method == "keep" else (match < 0)
-        return Selection(
-            np.flatnonzero(kept).astype(np.uint64),
-            report={"keys": len(wanted), "keys_not_found": missing, "rows": int(kept.sum())},
+        return Choice(
+            rows, report={"keys": len(wanted), "keys_not_found": missing, "rows": len(rows)}
+        )
+
+    def _matches(self, job: JobContext, state: PlanState, wanted: U64) -> RowColumn:
+        return job.map_rows(
+            f"matching '{self.key}'",
+            match_rows,
+            state.rows,
+            self.reads(),
+            column=self.key,
+            keys_file=str(job.save(wanted)),
         )
 
     def _wanted(self, job: JobContext) -> U64:
-        keys = read_keys_as(self.file, self.key, job.dataset)
-        hashes = (
-            np.array(keys, dtype=np.uint64) if self.key is None else hash_column(keys, self.key)
-        )
-        return np.unique(hashes)
+        """Return the keys in the file as row ids or hashes, ascending and distinct."""
+        parts = [np.zeros(0, dtype=np.uint64)]
+        for keys in key_chunks(self.file, self.key, job.dataset):
+            if self.key is None:
+                parts.append(as_numpy(keys))
+            else:
+                parts.append(hash_column(keys, self.key))
+            count = sum(map(len, parts))
+            job.budget.require(count * _KEY_BYTES, f"Reading the keys in {self.file}")
+        return np.unique(np.concatenate(parts))
 
 
 @parameters
@@ -100,74 +111,3 @@ def match_rows(
 ) -> npt.NDArray[np.int64]:
     """Match a batch's keys; a row function."""
     return match_keys(hash_column(batch.column(column), column), np.load(keys_file, mmap_mode="r"))
-
-
-def read_keys_as(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Read a file of keys as values of the key column, or as row ids where none is named."""
-    return cast_keys(read_keys(path, column), f"The keys in {path}", column, dataset)
-
-
-def cast_keys(keys: pa.Array, what: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Cast keys to the type of the key column, or to row ids; nulls are left out."""
-    type_ = pa.uint64()
-    if column is not None and dataset is not None:
-        type_ = dataset.schema.field(column).type
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    try:
-        keys = keys.cast(type_)
-    except pa.ArrowException as error:
-        goal = "row ids" if column is None else f"the type of '{column}', {type_}"
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise SelectionError(f"{what} cannot be read as {goal}: {reason}.") from error
-    return keys.drop_null() if keys.null_count else keys
-
-
-def read_keys(path: str, column: str | None = None) -> pa.Array:
-    """Read a file of keys as one Arrow array."""
-    suffix = Path(path).suffix.lower()
-    try:
-        with _opened(path) as handle:
-            if suffix == ".npy":
-                return pa.array(np.load(handle).ravel())
-            if suffix not in (".csv", ".parquet", ".pq", ".arrow", ".feather", ".ipc"):
-                lines = handle.read().decode().split("\n")
-                return pa.array([s for line in lines if (s := line.strip())], pa.string())
-        table = _read_table(path, suffix)
-    except (pa.ArrowException, ValueError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[0]
-        raise DatasetError(f"The file of keys {path} cannot be read: {reason}.") from error
-    if column is not None and column in table.column_names:
-        return table.column(column).combine_chunks()
-    if table.num_columns != 1:
-        raise DatasetError(
-            f"The file of keys {path} has columns {', '.join(table.column_names)}: expected one "
-            f"column, or one called '{column or 'row'}'."
-        )
-    return table.column(0).combine_chunks()
-
-
-def _read_table(path: str, suffix: str) -> pa.Table:
-    if suffix == ".csv":
-        from pyarrow import csv
-
-        return csv.read_csv(path)
-    if suffix in (".parquet", ".pq"):
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path)
-    with pa.memory_map(path) as file:
-        return pa.ipc.open_file(file).read_all()
-
-
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file of keys."""
-    with _opened(path) as handle:
-        return file_sha256(handle)
-
-
-def _opened(path: str) -> Any:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise DatasetError(f"The file of keys {path} cannot be read: {error.strerror}.") from error

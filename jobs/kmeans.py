@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +17,24 @@ from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import ColumnTypeError, needs_extra
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
+from ..dataplane.random import Stream
+from ..dataplane.row_column import RowColumn
+from ..dataplane.rowset import RowSet
 from .cluster_batches import make_batches
 from .context import JobContext
 from .invalid import settle_invalid
-from .stages import BatchStage, Columns, GroupStage, PlanState
+from .stages import BatchStage, Choice, Columns, GroupStage, PlanState
+
+if TYPE_CHECKING:
+    from .spec import JobSpec
 
 __all__ = ["KMeansGroup"]
 
 _FLOPS = 4e9  # a CPU second of matrix products, for estimates
+_LIBRARIES = 128 << 20  # scikit-learn and scipy
+_VALUE_BYTES = 32  # a value of the sample: float32, its copies, float64, and scikit-learn's copy
+_SAMPLE_BYTES = 128  # a row of the sample
+_FOUND = np.dtype([("label", "<i4"), ("distance", "<f8")])
 
 
 @parameters
@@ -65,16 +76,26 @@ class KMeansGroup(GroupStage):
         training = sample * self.k * width * self.max_iter / 4  # it seldom needs them all
         return 2 * super().cost(dataset, rows) + 2 * (training + rows * self.k * width) / _FLOPS
 
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        width = sum(_width(dataset, c) for c in self.columns)
+        sample = min(dataset.rows, self.k * self.rows_per_center)
+        return _LIBRARIES + sample * (_VALUE_BYTES * width + _SAMPLE_BYTES)
+
+    def work_bytes(self, rows: int, *, in_memory: bool) -> int:
+        return rows * (_FOUND.itemsize + 4)
+
     def group(self, job: JobContext, state: PlanState) -> PlanState:
         for column in self.columns:
             _width(job.dataset, column)
         model = KMeans(
             k=self.k, seed=job.seed, rows_per_center=self.rows_per_center, max_iter=self.max_iter
         )
-        sample = state.rows.keep(model.sample(state.rows.ids()))
-        x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns)
+        rows = model.sample_rows(len(state.rows))
+        sample = state.rows.choose(rows, seed=job.seed, stream=Stream.KMEANS_SAMPLE)
+        x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns).load()
         usable = np.isfinite(x).all(axis=1)
-        self._settle(job, sample.ids()[~usable])
+        if not usable.all():
+            self._refuse(job, sample, sample.keep(usable))
         job.progress.note(f"training {self.k} centers on {int(usable.sum()):,} rows")
         centers = model.train(x[usable], sample.ids()[usable])
         found = job.map_rows(
@@ -85,25 +106,35 @@ class KMeansGroup(GroupStage):
             columns=self.columns,
             centers_file=str(job.save(centers)),
         )
-        labels = found["label"]
-        usable = labels >= 0
-        self._settle(job, state.rows.ids()[~usable])
-        if not usable.all():
-            state = state.selected(Selection(np.flatnonzero(usable).astype(np.uint64)))
-            labels = labels[usable]
-        sizes = np.bincount(labels, minlength=self.k)
-        report = {
-            "inertia": float(found["distance"][usable].sum()),
-            "sizes": sizes.tolist(),
-            "sample_rows": len(x),
-            "invalid_rows": int((~usable).sum()),
-        }
-        grouped = PlanState(state.rows, state.weights, labels.astype(np.int32), state.reports)
-        return grouped.reported("kmeans", report)
+        return self._labelled(job, state, found, {"sample_rows": len(x)})
 
-    def _settle(self, job: JobContext, bad: npt.NDArray[np.uint64]) -> None:
-        what = "NaN, infinite or null"
-        settle_invalid(what, self.columns, len(bad), bad, job.on_invalid, job.progress)
+    def _labelled(
+        self, job: JobContext, state: PlanState, found: RowColumn, report: dict[str, Any]
+    ) -> PlanState:
+        """Return the state with the labels found; rows without one are refused or dropped."""
+        kept = state.rows.filter(lambda _, ranks: found[ranks]["label"] >= 0)
+        invalid = len(state.rows) - len(kept)
+        if invalid:
+            self._refuse(job, state.rows, kept)
+            state = state.selected(job, Choice(kept))
+        labels = job.column(part["label"][part["label"] >= 0] for part in found.chunks())
+        # Added up in chunks of a set size: the same sum whatever the tasks were.
+        report["inertia"] = float(sum(part["distance"].sum() for part in found.chunks()))
+        sizes = sum(np.bincount(part, minlength=self.k) for part in labels.chunks())
+        report |= {"sizes": np.asarray(sizes).tolist(), "invalid_rows": invalid}
+        return replace(state, groups=labels).reported("kmeans", report)
+
+    def _refuse(self, job: JobContext, rows: RowSet, kept: RowSet) -> None:
+        """Fail, or say how many rows are left out."""
+        left_out = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
+        settle_invalid(
+            "NaN, infinite or null",
+            self.columns,
+            len(rows) - len(kept),
+            itertools.islice(left_out, 6),
+            job.on_invalid,
+            job.progress,
+        )
 
 
 def _width(dataset: Dataset, column: str) -> int:
@@ -151,7 +182,7 @@ def assign_rows(
         from threadpoolctl import threadpool_limits
 
     x = read_rows(batch, ids, columns)
-    out = np.empty(len(x), dtype=[("label", "<i4"), ("distance", "<f8")])
+    out = np.empty(len(x), dtype=_FOUND)
     usable = np.isfinite(x).all(axis=1)
     out["label"], out["distance"] = -1, 0.0
     with threadpool_limits(1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from .context import JobContext
 from .spec import JobSpec
 from .stages import BatchStage, GroupStage, PlanState, ReduceStage, SelectStage, Stage
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "identity_of"]
 
 
 class Pipeline:
@@ -46,37 +47,26 @@ class Pipeline:
         found = [s.weight_semantics for s in self._stages if s.weight_semantics is not None]
         return found[0] if found else None
 
-    def identity(self, spec: JobSpec, first_added: int | None) -> list[dict[str, Any]]:
-        """What the manifest's identity records of the stages."""
-        stages = [s.identity() for s in self._stages]
-        sizes = {"batch_size": spec.batch_size, "micro_per_step": spec.micro_per_step}
-        for stage in stages:
-            if stage["stage"] == "batch":
-                stage["parameters"] |= sizes
-            elif stage["stage"] == "group":
-                stage["parameters"] |= {"on_invalid": spec.on_invalid}
-        if first_added is not None:
-            added = {"first_row_id": first_added}
-            stages.insert(0, {"stage": "select", "method": "added", "parameters": added})
-        return stages
-
-    def state(self, epoch: int) -> PlanState:
-        """Run the selects and the group of an epoch."""
+    @contextmanager
+    def state(self, epoch: int) -> Iterator[PlanState]:
+        """Run the selects and the group of an epoch; what only it needs goes with the block."""
         if self._cached is None:
             self._cached = self._run(self._before[: self._fixed], self._start, epoch)
-        state = self._run(self._before[self._fixed :], self._cached, epoch)
-        if self._job.batch_size > len(state.rows):
-            raise SelectionError(
-                f"batch_size = {self._job.batch_size} is larger than the {len(state.rows)} "
-                f"selected rows; choose at most {len(state.rows)}."
-            )
-        return state
+        changing = self._before[self._fixed :]
+        with self._job.work.epoch(epoch) if changing else nullcontext():
+            state = self._run(changing, self._cached, epoch)
+            if self._job.batch_size > len(state.rows):
+                raise SelectionError(
+                    f"batch_size = {self._job.batch_size} is larger than the {len(state.rows)} "
+                    f"selected rows; choose at most {len(state.rows)}."
+                )
+            yield state
 
     def _run(self, stages: Sequence[Stage], state: PlanState, epoch: int) -> PlanState:
         for stage in stages:
             if isinstance(stage, SelectStage):
-                selection = stage.select(self._job, state, epoch)
-                state = state.selected(selection).reported(stage.method, selection.report)
+                kept = stage.select(self._job, state, epoch)
+                state = state.selected(self._job, kept).reported(stage.method, kept.report)
             elif isinstance(stage, GroupStage):
                 state = stage.group(self._job, state)
             if not len(state.rows):
@@ -107,3 +97,20 @@ class Pipeline:
                 ones = np.ones(len(chunk.rows), dtype=np.float32)
                 chunk = replace(chunk, weights=ones)
             yield chunk
+
+
+def identity_of(
+    stages: Sequence[Stage], spec: JobSpec, first_added: int | None
+) -> list[dict[str, Any]]:
+    """Return what the manifest's identity records of the stages."""
+    found = [s.identity() for s in stages]
+    sizes = {"batch_size": spec.batch_size, "micro_per_step": spec.micro_per_step}
+    for stage in found:
+        if stage["stage"] == "batch":
+            stage["parameters"] |= sizes
+        elif stage["stage"] == "group":
+            stage["parameters"] |= {"on_invalid": spec.on_invalid}
+    if first_added is not None:
+        added = {"first_row_id": first_added}
+        found.insert(0, {"stage": "select", "method": "added", "parameters": added})
+    return found

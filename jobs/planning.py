@@ -17,16 +17,19 @@ from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import JobSpecError
 from ..dataplane.manifest import Manifest
 from ..dataplane.manifest_writer import ManifestWriter
+from .bill import make_budget, work_bytes
 from .context import JobContext
 from .engine import Engine
+from .finished import Finished, job_identity
 from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
 from .methods import make_stage
-from .pipeline import Pipeline
+from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
 from .spec import JobSpec, load_job, resolve_stages
 from .stages import PlanState
 from .start import check_job, open_job, rows_of, space_for, target_of
+from .work import work_folder
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
 
@@ -138,14 +141,18 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
     target, parent = target_of(spec)
+    budget = make_budget(spec, dataset, stages)
+    made_of = identity_of(stages, spec, first_added)
+    needed = manifest_bytes(dataset.rows, spec, stages) + work_bytes(dataset, stages, budget)
     with (
-        space_for(target, manifest_bytes(dataset.rows, spec, stages)),
-        target.scratch() as folder,  # outlives the workers, which write there
+        space_for(target, needed),
+        # It outlives the workers, which write there.
+        work_folder(target.beside, job_identity(spec, dataset, made_of)) as work,
         Engine(
             scheduler=spec.scheduler,
-            workers=spec.workers,
-            memory=spec.memory,
-            folder=folder,
+            workers=budget.workers,
+            memory=budget.for_workers,
+            folder=work.path,
             note=progress.note,
             warn=progress.warn,
         ) as engine,
@@ -153,7 +160,8 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         job = JobContext(
             dataset,
             engine,
-            folder,
+            work,
+            budget,
             spec.seed,
             spec.batch_size,
             spec.on_invalid,
@@ -166,7 +174,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         with ManifestWriter(
             target,
             snapshot=dataset.snapshot,
-            stages=pipeline.identity(spec, first_added),
+            stages=made_of,
             seed=spec.seed,
             unit=pipeline.batch.unit,
             weight_semantics=pipeline.weight_semantics,
@@ -174,16 +182,20 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             parent=parent,
             deep_hashes=deep,
         ) as writer:
+            finished = Finished(job, writer, target.beside, spec.epochs)
             for epoch in range(*spec.epochs):
-                state = pipeline.state(epoch)
-                recipe = recipe_of(spec, pipeline, state)
-                if recipe is not None:
-                    pipeline.measure(state, epoch)
-                    writer.write_recipe(epoch, **recipe)
+                if finished.take(epoch):
                     continue
-                with writer.epoch(epoch, eligible_rows=len(state.rows)):
-                    _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
-            return writer.commit(reports={**state.reports, **job.reports})
+                with pipeline.state(epoch) as state:
+                    recipe = recipe_of(spec, pipeline, state)
+                    if recipe is not None:
+                        pipeline.measure(state, epoch)
+                        writer.write_recipe(epoch, **recipe)
+                    else:
+                        with writer.epoch(epoch, eligible_rows=len(state.rows)):
+                            _write(writer, pipeline, state, epoch, spec.micro_per_step, progress)
+                    finished.give(epoch, state.reports)
+            return writer.commit(reports=finished.reports)
 
 
 def _write(

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import Field
 
+from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
-from ..dataplane.key_hash import hash_column
-from ..dataplane.orders import BlockOrder, Homes, balance, stratified
+from ..dataplane.orders import BlockOrder, Homes, balance
 from ..dataplane.parameters import parameters
 from ..dataplane.plan import BatchPlan, Unit
 from ..dataplane.random import Permutation, Stream, keys
+from ..dataplane.row_column import RowColumn, sum_counts
+from .codes import CODE_BYTES, read_codes
 from .context import JobContext
+from .disk_orders import ORDER_BYTES, stratify
 from .stages import BatchStage, PlanState
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Shuffle"]
 
 _CHUNK_ROWS = 1 << 20
+_GROUP_BYTES = 40  # a group of the block shuffle
+_ROW_BYTES = 48  # a row of a step with homes, which is dealt as a whole
 _POOR_BALANCE = 2.0  # chi-square by degree of freedom above which a warning is told
 _UNEVEN_HOMES = 0.8  # rows of the smallest share over the largest's below which one is told
 
@@ -106,13 +110,22 @@ class Shuffle(BatchStage):
         ignored |= {"homes"} if self.homes is None else set()
         return {k: v for k, v in mine.items() if k not in ignored}
 
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        groups = dataset.rows // self.group_rows if self.mode == "block" else 0
+        step = 0 if self.homes is None else spec.batch_size * spec.micro_per_step
+        return _GROUP_BYTES * groups + _ROW_BYTES * max(0, min(step, dataset.rows) - _CHUNK_ROWS)
+
+    def work_bytes(self, rows: int, *, in_memory: bool) -> int:
+        sorting = 0 if in_memory or self.stratify is None else ORDER_BYTES * rows
+        return CODE_BYTES * rows * len(self.reads()) + sorting
+
     def reads(self) -> list[str]:
         return list(dict.fromkeys(c for c in (self.stratify, self.balance) if c is not None))
 
     def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
-        spread = None if self.balance is None else _Spread(_codes(job, state, self.balance))
+        spread = None if self.balance is None else _Spread(read_codes(job, state, self.balance))
         for ranks, offsets in self._pieces(job, state, epoch):
-            weights = None if state.weights is None else state.weights[ranks]
+            weights = None if state.weights is None else state.weights.at(ranks)
             plan = BatchPlan.of(offsets, state.rows.at(ranks), weights)
             if spread is not None:
                 spread.add(ranks, plan.offsets)
@@ -134,6 +147,8 @@ class Shuffle(BatchStage):
         for start in range(0, used, step):
             stop = min(start + step, used)
             yield order[start:stop], np.append(np.arange(0, stop - start, size), stop - start)
+        if isinstance(order, RowColumn):
+            order.remove()
 
     def _in_homes(
         self, count: int, job: JobContext, state: PlanState, epoch: int
@@ -157,12 +172,11 @@ class Shuffle(BatchStage):
 
     def _order(
         self, job: JobContext, state: PlanState, epoch: int
-    ) -> Permutation | BlockOrder | npt.NDArray[np.int64]:
+    ) -> Permutation | BlockOrder | npt.NDArray[np.int64] | RowColumn:
         """Return ranks in order; permutations are computed as they are sliced."""
         n = len(state.rows)
         if self.stratify is not None:
-            strata = _codes(job, state, self.stratify)
-            return stratified(strata, state.rows.ids(), seed=job.seed, epoch=epoch)
+            return stratify(job, state.rows, read_codes(job, state, self.stratify), epoch)
         return self._shuffled(n, job.seed, epoch)
 
     def _shuffled(self, n: int, seed: int, epoch: int) -> Permutation | BlockOrder:
@@ -202,30 +216,16 @@ class Shuffle(BatchStage):
 class _Spread:
     """The mean balance of micro-batches that come in chunks."""
 
-    def __init__(self, codes: npt.NDArray[np.int64]) -> None:
-        self._codes, self._totals = codes, np.bincount(codes)
+    def __init__(self, codes: RowColumn) -> None:
+        self._codes = codes
+        self._totals = sum_counts(np.bincount(part) for part in codes.chunks())
         self._sum = self._batches = 0.0
 
     def add(self, ranks: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
         count = len(offsets) - 1
-        self._sum += count * balance(self._codes[ranks], offsets, self._totals)
+        self._sum += count * balance(self._codes.at(ranks), offsets, self._totals)
         self._batches += count
 
     @property
     def value(self) -> float:
         return self._sum / self._batches
-
-
-def _codes(job: JobContext, state: PlanState, column: str) -> npt.NDArray[np.int64]:
-    """Return a number 0…k−1 for the value of each row; epochs of the same rows read it once."""
-    rows, codes = job.codes.get(column, (None, None))
-    if codes is None or rows is not state.rows:
-        hashes = job.map_rows(f"reading '{column}'", hash_rows, state.rows, [column], column=column)
-        codes = np.unique(hashes, return_inverse=True)[1]
-        job.codes[column] = (state.rows, codes)
-    return codes
-
-
-def hash_rows(batch: pa.RecordBatch, ids: Any, column: str) -> npt.NDArray[np.uint64]:
-    """Hash a column of a batch; a row function."""
-    return hash_column(batch.column(column), column)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from pydantic import Field
 
 from ..coresets.split import in_split, parse_split
+from ..dataplane.key_hash import hash_column
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from .context import JobContext
-from .shuffle import hash_rows
-from .stages import PlanState, SelectStage
+from .stages import Choice, PlanState, SelectStage
 
 __all__ = ["Split"]
 
@@ -37,15 +38,27 @@ class Split(SelectStage):
     def reads(self) -> list[str]:
         return [] if self.key is None else [self.key]
 
-    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection:
+    def select(self, job: JobContext, state: PlanState, epoch: int) -> Choice:
         shares, chosen = parse_split(self.shares)
         if self.key is None:
-            values = state.rows.ids()
-        else:
-            values = job.map_rows(
-                f"reading '{self.key}'", hash_rows, state.rows, [self.key], column=self.key
+            rows = state.rows.filter(
+                lambda ids, _: in_split(ids, shares, chosen, seed=self.split_seed)
             )
-        inside = in_split(values, shares, chosen, seed=self.split_seed, hashed=self.key is not None)
-        return Selection(
-            np.flatnonzero(inside).astype(np.uint64), report={"rows": int(inside.sum())}
-        )
+        else:
+            inside = job.map_rows(
+                f"reading '{self.key}'", share_rows, state.rows, self.reads(),
+                column=self.key, shares=self.shares, seed=self.split_seed,
+            )  # fmt: skip
+            rows = state.rows.filter(lambda _, ranks: inside[ranks])
+        return Choice(rows, report={"rows": len(rows)})
+
+    def work_bytes(self, rows: int, *, in_memory: bool) -> int:
+        return rows if self.reads() else 0
+
+
+def share_rows(
+    batch: pa.RecordBatch, ids: Any, column: str, shares: str, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Return which rows of a batch are in the chosen share; a row function."""
+    values = hash_column(batch.column(column), column)
+    return in_split(values, *parse_split(shares), seed=seed, hashed=True)

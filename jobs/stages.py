@@ -20,6 +20,7 @@ from ..dataplane.dataset import Dataset
 from ..dataplane.errors import SelectionError
 from ..dataplane.parameters import resolved
 from ..dataplane.plan import BatchPlan, Selection, SideColumn, Unit, WeightSemantics
+from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchStage",
+    "Choice",
     "Columns",
     "GroupStage",
     "PlanState",
@@ -55,40 +57,61 @@ Columns = Annotated[
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a select stage keeps, where that is more than an array in memory should hold.
+
+    Attributes
+    ----------
+    rows : RowSet
+    weights : RowColumn of float32, or None
+        By rank among `rows`.
+    report : mapping
+        What the stage tells of itself.
+    """
+
+    rows: RowSet
+    weights: RowColumn | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PlanState:
     """The rows that take part, with a weight and a group each, between two stages.
 
     Attributes
     ----------
     rows : RowSet
-    weights : float32, shape (n,), or None
+    weights : RowColumn of float32, or None
         By rank of the row.
-    groups : int32, shape (n,), or None
+    groups : RowColumn of int32, or None
+        Labels 0…k−1.
     reports : mapping
         What the stages told, by method.
     """
 
     rows: RowSet
-    weights: npt.NDArray[np.float32] | None = None
-    groups: npt.NDArray[np.int32] | None = None
+    weights: RowColumn | None = None
+    groups: RowColumn | None = None
     reports: Mapping[str, Any] = field(default_factory=dict)
 
-    def selected(self, selection: Selection) -> PlanState:
-        """Keep the rows at the ranks of a selection; weights multiply."""
-        ranks = selection.rows.astype(np.int64)
-        mask = np.zeros(len(self.rows), dtype=bool)
-        mask[ranks] = True
-        weights = self.weights
-        if selection.weights is not None:
-            weights = selection.weights * (1 if weights is None else weights[ranks])
-        elif weights is not None:
-            weights = weights[ranks]
-        return replace(
-            self,
-            rows=self.rows.keep(mask),
-            weights=None if weights is None else weights.astype(np.float32),
-            groups=None if self.groups is None else self.groups[ranks],
-        )
+    def selected(self, job: JobContext, kept: Selection | Choice) -> PlanState:
+        """Keep what a select stage chose; weights multiply."""
+        if isinstance(kept, Selection):
+            weights = None if kept.weights is None else job.column([kept.weights])
+            kept = Choice(self.rows.pick(kept.rows), weights, kept.report)
+        groups = self.groups
+        if groups is not None and kept.rows is not self.rows:
+            groups = job.column(_kept_values(self.rows, groups, kept.rows))
+        return replace(self, rows=kept.rows, weights=self._weighted(job, kept), groups=groups)
+
+    def _weighted(self, job: JobContext, kept: Choice) -> RowColumn | None:
+        """Return the weights of the rows that are kept, times those of the choice."""
+        if self.weights is None or (kept.weights is None and kept.rows is self.rows):
+            return self.weights if kept.weights is None else kept.weights
+        before = _kept_values(self.rows, self.weights, kept.rows)
+        if kept.weights is None:
+            return job.column(before)
+        return job.column(_multiplied(before, kept.weights))
 
     def weighted_rows(self) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]]:
         """Yield (row ids, weights) of the rows, ascending, in chunks; they must have weights."""
@@ -101,6 +124,23 @@ class PlanState:
     def reported(self, method: str, report: Mapping[str, Any]) -> PlanState:
         """Add what a stage tells of itself."""
         return replace(self, reports={**self.reports, method: dict(report)}) if report else self
+
+
+def _kept_values(rows: RowSet, values: RowColumn, kept: RowSet) -> Iterator[npt.NDArray[Any]]:
+    """Yield the values of the rows that are kept, in order."""
+    start = 0
+    for ids in rows.chunks():
+        yield values[start : start + len(ids)][kept.contains(ids)]
+        start += len(ids)
+
+
+def _multiplied(
+    before: Iterator[npt.NDArray[Any]], weights: RowColumn
+) -> Iterator[npt.NDArray[np.float32]]:
+    start = 0
+    for part in before:
+        yield (weights[start : start + len(part)] * part).astype(np.float32)
+        start += len(part)
 
 
 class Stage:
@@ -134,6 +174,16 @@ class Stage:
         scanned = sum(f.bytes for f in dataset.snapshot.fragments) if self.reads() else 0
         return scanned / _SCAN_RATE
 
+    def memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        """Bytes that the stage needs in the job's own process, beside chunks of rows."""
+        del spec, dataset
+        return 0
+
+    def work_bytes(self, rows: int, *, in_memory: bool) -> int:
+        """Bytes that the stage keeps in the work folder; `in_memory`: orders are made there."""
+        del in_memory
+        return 8 * rows if self.reads() else 0
+
 
 class SelectStage(Stage):
     """Shrinks the rows."""
@@ -142,8 +192,12 @@ class SelectStage(Stage):
     per_epoch: ClassVar[bool] = False
     """Whether the selection changes from epoch to epoch."""
 
-    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection:
-        """Return the ranks (among the state's rows) that are kept, with their weights."""
+    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection | Choice:
+        """Return the ranks (among the state's rows) that are kept, with their weights.
+
+        As arrays in a `Selection`, or, where rows are many, as a set of rows and a column of
+        weights in a `Choice`.
+        """
         raise NotImplementedError
 
 
@@ -202,7 +256,7 @@ class ReduceStage(Stage):
         raise NotImplementedError
 
 
-def groups_of(state: PlanState) -> npt.NDArray[np.int32]:
+def groups_of(state: PlanState) -> RowColumn:
     """Return the state's groups; an error where no group stage came before."""
     if state.groups is None:
         raise SelectionError("This batch method needs a group stage before it, such as kmeans.")

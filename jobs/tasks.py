@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +22,9 @@ from ..dataplane.bitmap import Bitmap
 from ..dataplane.chunks import chunk_runs
 from ..dataplane.columns import as_arrow
 from ..dataplane.dataset import ScanPart, scan_fragment
+from ..dataplane.errors import SelectionError
 from ..dataplane.fragments import FOOTER_THREADS, FragmentReader, FragmentRef
-from ..dataplane.storage import storing
+from ..dataplane.row_column import ColumnWriter, Segment
 from .trail import note_fragment, note_row
 
 __all__ = ["RowFunction", "ScanTask", "compute_rows", "group_tasks", "scan_rows", "scan_task"]
@@ -206,16 +208,17 @@ def compute_rows(
     folder: str,
     function: RowFunction,
     arguments: dict[str, Any],
-) -> tuple[str, int]:
-    """Apply a row function to a task's rows; return (file of its values, rows)."""
-    parts = [
-        function(batch, ids, **arguments)
-        for batch, ids in scan_rows(task, columns, schema, rows_file)
-    ]
-    if not parts:
-        return "", 0
-    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    target = Path(folder) / f"{task.index:06d}-{uuid.uuid4().hex[:8]}.npy"
-    with storing("Writing intermediate results", target), open(target, "wb") as file:
-        np.save(file, values)
-    return str(target), len(values)
+) -> Segment | None:
+    """Apply a row function to a task's rows; return the file of its values, None of no rows."""
+    name = getattr(function, "__qualname__", "the function")
+    target = Path(folder) / f"{task.index:06d}-{uuid.uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        writer: ColumnWriter | None = None
+        for batch, ids in scan_rows(task, columns, schema, rows_file):
+            if writer is None:
+                writer = stack.enter_context(ColumnWriter(target))
+            values = function(batch, ids, **arguments)
+            if len(values) != len(ids):
+                raise SelectionError(f"{name} returned {len(values)} values for {len(ids)} rows.")
+            writer.append(values)
+        return None if writer is None else writer.finish()

@@ -26,7 +26,8 @@ from ..dataplane.rowset import RowSet
 from ..dataplane.series import Plan, Series, open_plan
 from ..dataplane.snapshot import as_row_ids
 from .engine import Engine
-from .key_search import cast_keys, rows_with_keys
+from .key_files import cast_keys
+from .key_search import rows_with_keys
 from .progress import LogProgress, Progress
 from .row_values import RowValues, plain_value
 

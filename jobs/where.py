@@ -11,9 +11,8 @@ from pydantic import Field
 
 from ..coresets.where import Expression, parse_where
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from .context import JobContext
-from .stages import PlanState, SelectStage
+from .stages import Choice, PlanState, SelectStage
 
 __all__ = ["Where"]
 
@@ -37,11 +36,15 @@ class Where(SelectStage):
     def reads(self) -> list[str]:
         return list(self.parsed().columns)
 
-    def select(self, job: JobContext, state: PlanState, epoch: int) -> Selection:
+    def select(self, job: JobContext, state: PlanState, epoch: int) -> Choice:
         mask = job.map_rows(
             "selecting", evaluate, state.rows, self.reads(), expression=self.expression
         )
-        return Selection(np.flatnonzero(mask).astype(np.uint64), report={"rows": int(mask.sum())})
+        rows = state.rows.filter(lambda _, ranks: mask[ranks])
+        return Choice(rows, report={"rows": len(rows)})
+
+    def work_bytes(self, rows: int, *, in_memory: bool) -> int:
+        return rows
 
 
 def evaluate(batch: pa.RecordBatch, ids: Any, expression: str) -> npt.NDArray[np.bool_]:

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane.dataset import open_dataset
 from batchloom.dataplane.rowset import RowSet
+from batchloom.jobs.budget import Budget
 from batchloom.jobs.context import JobContext
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.progress import QuietProgress
 from batchloom.jobs.stages import PlanState
+from batchloom.jobs.work import work_folder
 
 SIZES = (300, 0, 1, 420, 79, 200)
 ROWS = sum(SIZES)
@@ -57,11 +59,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(small: Path, tmp_path: Path) -> Iterator[JobContext]:
     """A job on the small dataset, in this process."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    with Engine(workers=0) as engine:
+    with Engine(workers=0) as engine, work_folder(tmp_path / "target", "job") as work:
         yield JobContext(
-            open_dataset(small), engine, folder, 7, 32, "fail", QuietProgress(), task_bytes=4000
+            open_dataset(small),
+            engine,
+            work,
+            Budget(1 << 30, 0, None, 1 << 28),
+            7,
+            32,
+            "fail",
+            QuietProgress(),
+            task_bytes=4000,
         )
 
 
@@ -70,7 +78,7 @@ def state(job: JobContext) -> PlanState:
     """A selection with gaps, weights and groups."""
     rows = RowSet(job.dataset.snapshot)
     kept = rows.keep(np.arange(ROWS) % 3 != 1)
-    groups = (kept.ids() % np.uint64(5)).astype(np.int32)
+    groups = job.column([(kept.ids() % np.uint64(5)).astype(np.int32)])
     return PlanState(kept, None, groups)
 
 

@@ -41,6 +41,6 @@ class TestStage(StageContract):
         self.name = name
         self.parameters = examples(tmp_path)[name]
         if name == "aligned":  # its groups must fit a batch
-            state = request.getfixturevalue("state")
-            groups = (np.arange(len(state.rows)) // 10).astype(np.int32)
+            job, state = request.getfixturevalue("job"), request.getfixturevalue("state")
+            groups = job.column([(np.arange(len(state.rows)) // 10).astype(np.int32)])
             object.__setattr__(state, "groups", groups)
