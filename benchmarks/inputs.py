@@ -43,7 +43,7 @@ class Sizes:
     vectors: int = 200_000
     sketch_files: int = 100
     large_rows: int = 100_000_000
-    large_rounds: int = 2
+    large_rounds: int = 3
     recipe_rows: int = 1_000_000_000
 
 

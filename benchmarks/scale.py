@@ -12,8 +12,9 @@ plan shuffle, snapshot given
     and hashed once with SHA-256, which is the least that such a plan takes. (`growth`)
 cost from … to … rows
     The same plan of a tenth of the rows: the exponent of CPU seconds, those of a plan of next to no
-    rows subtracted from both, and peak memory against peak memory. Ten of the smaller plans are
-    written, so that the system has as many bytes to keep. (`growth`)
+    rows subtracted from both, and peak memory against peak memory. The two take turns, and ten of
+    the smaller plans are written in one, so that the system has as many bytes to keep. No bar with
+    ``--quick``, whose smaller plan stays in the processor's cache. (`growth`)
 permutation
     Random positions of a billion in a fresh process, and how much its memory grows beside the
     positions and what is returned; ten million in order against numpy. (`permutations`)
