@@ -180,6 +180,15 @@ def test_what_stays_cut_off_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_attempts_do_not_multiply(store: Store) -> None:
+    """Both botocore and s3fs try again; one of them is enough."""
+    options = store.options_with(retries={"mode": "standard", "total_max_attempts": 2})
+    store.fail("cut-before", times=100)
+    with pytest.raises(StorageError, match="/x cannot be read: "):
+        locate(store.at("x"), options).size()
+    assert len(store.log) == 2
+
+
 def test_a_slow_store_is_waited_for_and_asked_again(store: Store) -> None:
     store.put("x", DATA)
     fault = store.fail("delay", method="GET", seconds=2.0)
