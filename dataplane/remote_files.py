@@ -69,7 +69,8 @@ _CUT = {
 def filesystem(uri: str, options: Mapping[str, Any], *, bulk: bool = False) -> tuple[Any, str]:
     """Return (fsspec filesystem, path in it); see nothing of what it listed before.
 
-    `bulk` allows for large uploads: on S3 the time to send a body counts as waiting for its answer.
+    `bulk` allows for large uploads: what of a body is still in this machine's buffers counts as
+    waiting for its answer.
 
     Raises
     ------

@@ -231,9 +231,10 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.store
         fault = store.fault_of(self.command, self.path)
         kind = fault.kind if fault else ""
-        body = self._body(fault.seconds if fault and kind == "slow-upload" else 0.0)
-        line = Request(self.command, self.path, self.headers.get("Range"), received=len(body))
+        line = Request(self.command, self.path, self.headers.get("Range"))
         store.log.append(line)
+        body = self._body(fault.seconds if fault and kind == "slow-upload" else 0.0)
+        line.received = len(body)
         if fault and kind == "delay":
             time.sleep(fault.seconds)
         if kind == "cut-before":

@@ -180,6 +180,16 @@ def test_what_stays_cut_off_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_attempts_do_not_multiply(store: Store) -> None:
+    """Both botocore and s3fs try again where no answer comes; one of them is enough."""
+    retries = {"mode": "standard", "total_max_attempts": 2}
+    options = store.options_with(read_timeout=0.3, retries=retries)
+    store.fail("delay", seconds=1.0, times=100)
+    with pytest.raises(StorageError, match="/x cannot be read: .*[Tt]imeout"):
+        locate(store.at("x"), options).size()
+    assert len(store.log) == 2
+
+
 def test_a_slow_store_is_waited_for_and_asked_again(store: Store) -> None:
     store.put("x", DATA)
     fault = store.fail("delay", method="GET", seconds=2.0)

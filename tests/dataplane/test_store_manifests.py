@@ -269,13 +269,20 @@ def test_a_connection_that_is_cut_while_a_block_is_read(
 
 
 @pytest.mark.usefixtures("no_merging")
-def test_a_block_that_is_damaged_on_its_way(store: Store, whole: Manifest) -> None:
-    """A second reading may find it whole: nothing of the first is kept."""
+def test_a_block_that_is_damaged_on_its_way(
+    store: Store, whole: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second reading may find it whole: nothing of the first is kept, nor believed later."""
     found = opened(store, upload(store, whole))
     store.fail("flip", method="GET", match=whole.parts[0].name)
     with pytest.raises(ManifestCorruptError, match="block 0: expected .*No row of it"):
         found.epoch(0)[0]
     assert found.epoch(0)[0].rows.tolist() == whole.epoch(0)[0].rows.tolist()
+    monkeypatch.setattr(found._readers[0]._cache, "_limit", 0)
+    list(found.epoch(1).blocks())  # now it is not kept any more
+    store.fail("flip", method="GET", match=whole.parts[0].name)
+    with pytest.raises(ManifestCorruptError, match="block 0: expected .*No row of it"):
+        found.epoch(0)[0]
 
 
 def test_places_that_hold_no_manifest(store: Store, whole: Manifest) -> None:
