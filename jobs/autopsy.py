@@ -12,7 +12,7 @@ from ..dataplane.chunks import SCAN_ROWS
 from ..dataplane.errors import BatchloomError, EngineError
 from ..dataplane.fragments import FragmentReader, FragmentRef
 from .trail import Trail
-from .watch import Death
+from .watch import Death, size_text
 
 __all__ = ["Machine", "killed", "last_read"]
 
@@ -104,7 +104,7 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
         need = max(need, _BASE + _COPIES * batch)
         text = (
             f"Its largest {chunk.kind} (number {chunk.index}, {chunk.rows:,} rows) takes about "
-            f"{_size(chunk.bytes)} decoded in the columns that are read. "
+            f"{size_text(chunk.bytes)} decoded in the columns that are read. "
         )
     if machine is None:
         options = f"--memory-limit {_whole(need)} --nthreads 1"
@@ -112,16 +112,12 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
     # The driver and its only worker have equal shares, or the driver what it needs.
     total = need + max(need, machine.beside) if machine.beside else need
     if total > machine.memory:
-        return f"{text}This machine has {_size(machine.memory)}, too little for it; {_REWRITE}."
+        return f"{text}This machine has {size_text(machine.memory)}, too little for it; {_REWRITE}."
     return f"{text}Run again with --memory {_whole(total)} --workers 1, or {_REWRITE}."
 
 
 def _whole(bytes_: int) -> str:
     return f"{-(-bytes_ // 2**30)}GiB"
-
-
-def _size(bytes_: int) -> str:
-    return f"{bytes_ / 2**30:.1f} GiB" if bytes_ >= 2**30 else f"{max(1, bytes_ >> 20)} MiB"
 
 
 def _largest_chunk(ref: FragmentRef, columns: Sequence[str], chunks: range | None) -> _Chunk | None:

@@ -24,7 +24,7 @@ from ..dataplane.errors import BatchloomError, EngineError
 from .autopsy import Machine, killed, last_read
 from .foreign import check_workers
 from .trail import Trail, read_trail, run_noting
-from .watch import Death, Watch
+from .watch import Death, Watch, size_text
 
 __all__ = ["Dispatch", "Site"]
 
@@ -220,8 +220,8 @@ class Dispatch:
         if waited > site.patience:
             advice = f"start one with: dask worker {where}"
             if workers:
-                limit = max(w.limit for w in workers) / 2**30
-                advice = f"start some with more than their {limit:.1f} GiB (--memory-limit)"
+                limit = size_text(max(w.limit for w in workers))
+                advice = f"start some with more than their {limit} (--memory-limit)"
             elif site.embedded:
                 advice = "run the same command again, with fewer workers"
             raise EngineError(

@@ -16,13 +16,18 @@ from typing import Any, Literal
 
 from .cluster import Exit, Exits
 
-__all__ = ["Death", "Watch", "Worker"]
+__all__ = ["Death", "Watch", "Worker", "size_text"]
 
 Cause = Literal["memory", "signal", "exit", "unknown"]
 
 _EXIT_SECONDS = 2  # how long the nanny may take to say how a worker ended
 _REFRESH_SECONDS = 5
 _TOPICS = ("all", "worker-restart-memory")
+
+
+def size_text(size: int) -> str:
+    """Return bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, size >> 20)} MiB"
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Death:
     def how(self) -> str:
         """Say how it died, in brackets."""
         return {
-            "memory": f" (out of memory, limit {self.limit / 2**30:.1f} GiB)",
+            "memory": f" (out of memory, limit {size_text(self.limit)})",
             "signal": f" (signal {self.code})",
             "exit": f" (exit code {self.code})",
             "unknown": "",
