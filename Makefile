@@ -33,6 +33,7 @@ lint: $(STAMP)   ## ruff, mypy, import-linter
 
 bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is missed
 	$(BIN)/python benchmarks/foundation.py --check
+	$(BIN)/python benchmarks/scale.py --check
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) demo-out build dist *.egg-info

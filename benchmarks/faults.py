@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import say
-from inputs import Bench
-
 from batchloom.dataplane import Manifest, epoch_writer
 from batchloom.jobs import gc, plan, verify
 from batchloom.tests.contracts.crash import problem_of, run_job, start
 from batchloom.tests.contracts.damage import damages, manifest_of_all_files, read_all, refusal
+from harness import say
+from inputs import Bench
 
 __all__ = ["damage", "kills", "worker_kills"]
 

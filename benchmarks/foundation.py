@@ -36,12 +36,9 @@ plan shuffle, plan kmeans
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import plans
 import scans
@@ -49,13 +46,11 @@ from harness import (
     Row,
     interleaved,
     load,
-    measured,
     median,
-    missed,
-    print_table,
+    run_benchmark,
     run_process,
+    run_steps,
     say,
-    workspace,
 )
 from inputs import QUICK, Bench, Sizes, write_files, write_small_files
 
@@ -117,39 +112,27 @@ def demo(bench: Bench) -> None:
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def run_all(bench: Bench) -> list[Row]:
+def run_all(folder: Path, quick: bool) -> list[Row]:
     """Run everything and return the rows of the table."""
+    bench = Bench(QUICK if quick else Sizes(), folder)
     say("writing data")
-    write_files(bench.folder / "data", bench.sizes.scan_files)
-    write_small_files(bench.folder / "small", bench.sizes.tasks)
+    write_files(folder / "data", bench.sizes.scan_files)
+    write_small_files(folder / "small", bench.sizes.tasks)
     path: list[Path] = []
-    steps: list[tuple[str, Callable[[], Any]]] = [
-        ("plan shuffle", lambda: path.append(plans.plan_shuffle(bench))),
-        ("open", lambda: plans.open_plan(bench, path[0])),
-        ("read", lambda: plans.read_warm(bench, path[0])),
-        ("verify", lambda: plans.verify(bench, path[0])),
-        ("scan and tasks", lambda: scans.dask(bench)),
-        ("help", lambda: help_text(bench)),
-        ("demo", lambda: demo(bench)),
-        ("plan kmeans", lambda: plans.plan_kmeans(bench)),
-    ]
-    for label, step in steps:
-        say(f"{label}: {measured(step).wall:.0f} s")
+    run_steps(
+        [
+            ("plan shuffle", lambda: path.append(plans.plan_shuffle(bench))),
+            ("open", lambda: plans.open_plan(bench, path[0])),
+            ("read", lambda: plans.read_warm(bench, path[0])),
+            ("verify", lambda: plans.verify(bench, path[0])),
+            ("scan and tasks", lambda: scans.dask(bench)),
+            ("help", lambda: help_text(bench)),
+            ("demo", lambda: demo(bench)),
+            ("plan kmeans", lambda: plans.plan_kmeans(bench)),
+        ]
+    )
     return sorted(bench.rows, key=lambda r: r.what.startswith("plan "))  # information last
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where a bar is missed")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
-    options = parser.parse_args()
-    with workspace() as folder:
-        rows = run_all(Bench(QUICK if options.quick else Sizes(), folder))
-    print_table(rows)
-    failed = missed(rows)
-    print(f"\n{'missed: ' + ', '.join(failed) if failed else 'every bar is met'}; {load()}")
-    return 1 if failed and options.check else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark((__doc__ or "").split("\n", 1)[0], run_all))

@@ -8,6 +8,7 @@ stands beside it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -39,8 +40,10 @@ __all__ = [
     "missed",
     "peak_rss",
     "print_table",
+    "run_benchmark",
     "run_fresh",
     "run_process",
+    "run_steps",
     "say",
     "spread",
     "workspace",
@@ -296,3 +299,34 @@ def missed(rows: Sequence[Row]) -> list[str]:
 def say(text: str) -> None:
     """Tell on stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def run_benchmark(title: str, run: Callable[[Path, bool], Sequence[Row]]) -> int:
+    """Read the options, run, print the table; return the exit code.
+
+    Parameters
+    ----------
+    title : str
+        For ``--help``.
+    run : callable
+        (folder to write to, whether small sizes are wanted) → rows of the table.
+    """
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a bar is missed")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    options = parser.parse_args()
+    with workspace() as folder:
+        rows = run(folder, options.quick)
+    print_table(rows)
+    failed = missed(rows)
+    print(f"\n{'missed: ' + ', '.join(failed) if failed else 'every bar is met'}; {load()}")
+    return 1 if failed and options.check else 0
+
+
+def run_steps(steps: Sequence[tuple[str, Measured]]) -> None:
+    """Run named steps one after another; tell how long each took."""
+    for label, step in steps:
+        say(f"{label}: {measured(step).wall:.0f} s")

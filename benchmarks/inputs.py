@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import Row
 
-__all__ = ["QUICK", "Bench", "Sizes", "write_files", "write_small_files", "write_vectors"]
+__all__ = [
+    "QUICK",
+    "Bench",
+    "Sizes",
+    "write_constant_files",
+    "write_files",
+    "write_small_files",
+    "write_vectors",
+]
 
 FILE_ROWS = 1_024_000
 SOURCES = 20
@@ -32,6 +41,10 @@ class Sizes:
     help_runs: int = 7
     demo_runs: int = 2
     vectors: int = 200_000
+    sketch_files: int = 100
+    large_rows: int = 100_000_000
+    large_rounds: int = 2
+    recipe_rows: int = 1_000_000_000
 
 
 QUICK = Sizes(
@@ -44,6 +57,10 @@ QUICK = Sizes(
     processes=2,
     demo_runs=0,
     vectors=50_000,
+    sketch_files=20,
+    large_rows=10_000_000,
+    large_rounds=1,
+    recipe_rows=100_000_000,
 )
 
 
@@ -96,6 +113,15 @@ def write_files(folder: Path, files: int, different: int = 4) -> None:
             "length": draw.integers(16, 4096, FILE_ROWS, dtype=np.int32),
         }
         pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def write_constant_files(folder: Path, rows: int, files: int) -> None:
+    """Write Parquet files of many rows and next to no bytes: a column of one value."""
+    folder.mkdir()
+    edges = np.linspace(0, rows, files + 1).astype(int).tolist()
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        table = pa.table({"x": np.zeros(stop - start, dtype=np.int8)})
+        pq.write_table(table, folder / f"part-{number:04d}.parquet", compression="zstd")
 
 
 def write_small_files(folder: Path, files: int) -> None:

@@ -14,8 +14,8 @@ from functools import cache, cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import compiled_kernels
 from .errors import RowIdError
-from .random import compiled_kernels
 
 __all__ = ["BITMAP_INDEX", "Bitmap", "count_bits", "set_bits"]
 

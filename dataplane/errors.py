@@ -8,8 +8,10 @@ ends with.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 __all__ = [
     "BatchloomError",
@@ -26,6 +28,7 @@ __all__ = [
     "ManifestVersionError",
     "MissingColumnError",
     "MissingExtraError",
+    "OnInvalid",
     "ParameterError",
     "ResumeMismatchError",
     "RowIdError",
@@ -33,6 +36,7 @@ __all__ = [
     "SelectionError",
     "StorageError",
     "WorldSizeError",
+    "examples",
     "nearest",
     "needs_extra",
 ]
@@ -92,6 +96,10 @@ class InvalidValueError(DatasetError, ValueError):
     """Values that cannot be used, such as NaN in an embedding."""
 
 
+OnInvalid = Literal["fail", "drop"]
+"""Rows whose values cannot be used: raise `InvalidValueError`, or leave them out."""
+
+
 class DatasetChangedError(DatasetError):
     """A dataset is not the one that a plan or a snapshot was made from."""
 
@@ -149,3 +157,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known word, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def examples(ids: Iterable[Any]) -> str:
+    """Return the first five of some row ids as text, with "…" where there are more."""
+    shown = list(itertools.islice(ids, 6))
+    return ", ".join(map(str, shown[:5])) + (", …" if len(shown) > 5 else "")

@@ -9,6 +9,8 @@ _G = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+_BLOCK = 512  # numbers that go through the rounds of a permutation together
+_TILE = 1024  # ranks that take the steps of a select together
 
 
 @njit(cache=True, inline="always")
@@ -26,27 +28,39 @@ def keys(base, counters):  # type: ignore[no-untyped-def]
     return out
 
 
+@njit(cache=True, inline="always")
+def _added(half, other, key, size):  # type: ignore[no-untyped-def]
+    """Return a half of a position after one round; no branch, so that loops are vectorised."""
+    half += ((_mix(other ^ key) >> _S32) * size) >> _S32
+    over = half - size  # below the size: a sum of two halves stays below twice of it
+    return over + (size & np.uint64(np.int64(over) >> np.int64(63)))
+
+
+@njit(cache=True, nogil=True)
+def _feistel_rounds(positions, out, left_size, right_size, round_keys):  # type: ignore[no-untyped-def]
+    """Write eight rounds of some positions, round by round."""
+    left, right = np.empty_like(positions), np.empty_like(positions)
+    for j in range(positions.size):
+        left[j] = positions[j] // right_size
+        right[j] = positions[j] - left[j] * right_size
+    for i in range(0, 8, 2):
+        for j in range(positions.size):
+            left[j] = _added(left[j], right[j], round_keys[i], left_size)
+            right[j] = _added(right[j], left[j], round_keys[i + 1], right_size)
+    for j in range(positions.size):
+        out[j] = left[j] * right_size + right[j]
+
+
 @njit(cache=True, nogil=True)
 def feistel8(positions, n, a, b, round_keys):  # type: ignore[no-untyped-def]
     size, left_size, right_size = np.uint64(n), np.uint64(a), np.uint64(b)
     out = np.empty(positions.size, np.uint64)
-    for j in range(positions.size):
-        x = positions[j]
-        while True:
-            left = x // right_size
-            right = x - left * right_size
-            # A sum of two halves stays below twice the size: one subtraction is the modulo.
-            for i in range(0, 8, 2):
-                left += ((_mix(right ^ round_keys[i]) >> _S32) * left_size) >> _S32
-                if left >= left_size:
-                    left -= left_size
-                right += ((_mix(left ^ round_keys[i + 1]) >> _S32) * right_size) >> _S32
-                if right >= right_size:
-                    right -= right_size
-            x = left * right_size + right
-            if x < size:
-                break
-        out[j] = x
+    for start in range(0, positions.size, _BLOCK):
+        block = positions[start : start + _BLOCK]
+        _feistel_rounds(block, out[start : start + _BLOCK], left_size, right_size, round_keys)
+    for j in range(positions.size):  # walk the cycle: few are outside
+        while out[j] >= size:
+            _feistel_rounds(out[j : j + 1], out[j : j + 1], left_size, right_size, round_keys)
     return out
 
 
@@ -66,34 +80,93 @@ def _count_bits(x):  # type: ignore[no-untyped-def]
     return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
+@njit(cache=True, inline="always")
+def _place_in_word(word, left):  # type: ignore[no-untyped-def]
+    """Return the place of the set bit that has `left` others before it."""
+    place, width = np.uint64(0), np.uint64(32)
+    while width > 0:  # halve: is the bit in the lower half?
+        inside = _count_bits(word & ((np.uint64(1) << width) - np.uint64(1)))
+        upper = np.int64(left >= inside)
+        left -= inside * upper
+        word >>= width * np.uint64(upper)
+        place += width * np.uint64(upper)
+        width >>= np.uint64(1)
+    return place
+
+
 @njit(cache=True, nogil=True)
 def select_bits(words, before, hints, ranks):  # type: ignore[no-untyped-def]
-    """Return the place of the set bit of each rank; see `bitmap`."""
+    """Return the place of the set bit of each rank; see `bitmap`.
+
+    Many ranks take each step together: what they miss in the cache is then fetched side by side.
+    """
     out = np.empty(ranks.size, np.uint64)
-    for i in range(ranks.size):
-        rank = ranks[i]
-        low, high = hints[rank >> 10], hints[(rank >> 10) + 1]
-        while low < high:  # the last block with no more than `rank` bits before it
-            middle = (low + high + 1) >> 1
-            if before[middle] <= rank:
-                low = middle
-            else:
-                high = middle - 1
-        left = rank - before[low]
-        word = low * 8
-        inside = _count_bits(words[word])
-        while left >= inside:
-            left -= inside
-            word += 1
+    place, left = np.empty(_TILE, np.int64), np.empty(_TILE, np.int64)
+    for start in range(0, ranks.size, _TILE):
+        tile = ranks[start : start + _TILE]
+        for i in range(tile.size):
+            low, high = hints[tile[i] >> 10], hints[(tile[i] >> 10) + 1]
+            while low < high:  # the last block with no more than so many bits before it
+                middle = (low + high + 1) >> 1
+                if before[middle] <= tile[i]:
+                    low = middle
+                else:
+                    high = middle - 1
+            place[i], left[i] = low * 8, tile[i] - before[low]
+        for i in range(tile.size):
+            word, rest = place[i], left[i]
             inside = _count_bits(words[word])
-        rest, place = words[word], np.uint64(word * 64)
-        width = np.uint64(32)
-        while width > 0:  # halve: is the bit in the lower half?
-            inside = _count_bits(rest & ((np.uint64(1) << width) - np.uint64(1)))
-            if left >= inside:
-                left -= inside
-                rest >>= width
-                place += width
-            width >>= np.uint64(1)
-        out[i] = place
+            while rest >= inside:
+                rest -= inside
+                word += 1
+                inside = _count_bits(words[word])
+            place[i], left[i] = word, rest
+        for i in range(tile.size):
+            bit = _place_in_word(words[place[i]], left[i])
+            out[start + i] = np.uint64(place[i] * 64) + bit
     return out
+
+
+@njit(cache=True, inline="always")
+def _word(raw, kind, sign, infinity, last, above):  # type: ignore[no-untyped-def]
+    """Return the unsigned integer in the order of a number; see `radix`."""
+    if kind == 0:
+        return raw
+    if kind == 1:
+        return raw ^ sign
+    below = sign - np.uint64(1)
+    if raw & below > infinity:
+        return last
+    # A branch on the sign would be foreseen half of the time: shift it into all bits instead.
+    negative = np.uint64(np.int64(raw << above) >> np.int64(63))
+    word = raw ^ ((negative & below) | sign)
+    return word + np.uint64(word == below)  # what -0.0 became
+
+
+@njit(cache=True, nogil=True)
+def count_first_digits(raw, kind, sign, infinity, last, shift, counts):  # type: ignore[no-untyped-def]
+    """Count the highest digit of each number's word."""
+    above = np.uint64(64 - 8 * raw.itemsize)
+    for i in range(raw.size):
+        word = _word(np.uint64(raw[i]), kind, sign, infinity, last, above)
+        counts[0, word >> shift] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_digits(  # type: ignore[no-untyped-def]
+    raw, kind, sign, infinity, last, shift, digit, places, prefixes, counts
+):
+    """Count the next digit of the words that begin with one of the ascending prefixes."""
+    above = np.uint64(64 - 8 * raw.itemsize)
+    highest = np.uint64(8 * raw.itemsize - 16)
+    mask = (np.uint64(1) << digit) - np.uint64(1)
+    for i in range(raw.size):
+        word = _word(np.uint64(raw[i]), kind, sign, infinity, last, above)
+        at = np.int64(places[word >> highest])
+        if at >= 0:
+            rest = word >> shift
+            prefix = rest >> digit
+            while at < prefixes.size and prefixes[at] < prefix:
+                at += 1
+            if at < prefixes.size and prefixes[at] == prefix:
+                counts[at, rest & mask] += 1

@@ -10,9 +10,9 @@ Flood, OOPSLA 2014), all modulo 2**64::
     base = mix(mix(mix(seed + G) ^ (stream * G + G)) ^ (epoch * G + G))
     key  = mix(mix(base + counter * G))
 
-**Choice** of exactly n of N: the n rows with the smallest (key, row id). It is found by a histogram
-of the keys' top 16 bits, which partitions can sum up, and a sort of the one bin that holds the
-n-th; see `choose` and, for partitions, `key_histogram`, `choice_bin`, `choice_threshold`, `chosen`.
+**Choice** of exactly n of N: the n rows with the smallest keys, no two of which are equal, since
+row ids are not: those up to the `sketch.RankSearch.bound` of rank n, which rows in parts find too.
+See `choose`.
 
 **Permutation** π of n positions: below 65,536 a stable argsort of the keys of the positions;
 otherwise ``feistel8-v1``: a generalised Feistel network over Z_a × Z_b with a = ceil(sqrt(n)),
@@ -23,23 +23,22 @@ i over the base ``mix(base ^ FEISTEL)``. Any position of a billion is found in c
 memory.
 
 All of it has two forms with the same bits: numpy, and compiled by numba for large inputs
-(`kernels`). ``BATCHLOOM_NUMBA=0`` turns the second off.
+(`kernels`, `compiled`).
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import os
-import sys
+from collections.abc import Callable, Iterable
 from enum import IntEnum
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import compiled_kernels
 from .errors import ParameterError
+from .sketch import RankSearch
 
 __all__ = [
     "SMALL_PERMUTATION",
@@ -47,14 +46,9 @@ __all__ = [
     "Stream",
     "base_key",
     "checked_seed",
-    "choice_bin",
-    "choice_threshold",
+    "choice_bound",
     "choose",
-    "chosen",
-    "compiled_kernels",
-    "exact_share",
     "hash_values",
-    "key_histogram",
     "keys",
     "mix64",
     "uniform",
@@ -73,9 +67,6 @@ SMALL_PERMUTATION = 65_536
 
 LARGEST_PERMUTATION = 10**12
 """Above this the multiply-high reduction would bias the rounds."""
-
-_COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
-_COMPILED_ONCE_LOADED = 128
 
 
 class Stream(IntEnum):
@@ -171,38 +162,10 @@ def hash_values(seed: int, stream: int, values: U64) -> U64:
 # --- exact choice ---------------------------------------------------------------------------------
 
 
-def exact_share(share: float | Fraction, n: int) -> int:
-    """Return floor(share · n) in exact arithmetic from the share's decimal text.
-
-    0.2 of 1,000,000 is 200,000, whatever binary fraction stands for 0.2.
-    """
-    exact = share if isinstance(share, Fraction) else Fraction(repr(float(share)))
-    return math.floor(exact * n)
-
-
-def key_histogram(row_keys: U64) -> npt.NDArray[np.int64]:
-    """Return how many keys fall in each of 65,536 bins by their top 16 bits; sums over parts."""
-    return np.bincount((row_keys >> np.uint64(48)).astype(np.int64), minlength=65_536)
-
-
-def choice_bin(histogram: npt.NDArray[np.int64], n: int) -> tuple[int, int]:
-    """Return (bin that holds the n-th smallest key, how many of that bin are taken), 1 ≤ n ≤ N."""
-    below = np.cumsum(histogram)
-    bin_ = int(np.searchsorted(below, n))
-    return bin_, n - int(below[bin_ - 1] if bin_ else 0)
-
-
-def choice_threshold(bin_keys: U64, bin_ids: U64, take: int) -> tuple[int, int]:
-    """Return the (key, id) pair up to which rows are kept, given all rows of the chosen bin."""
-    order = np.lexsort((bin_ids, bin_keys))
-    last = order[take - 1]
-    return int(bin_keys[last]), int(bin_ids[last])
-
-
 def choose(
     n: int, ids: npt.ArrayLike, *, seed: int, stream: int, epoch: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Choose exactly n of the given rows: those with the smallest (key, row id).
+    """Choose exactly n of the given rows: those with the smallest keys.
 
     The same rows are chosen in whatever order or partition the ids come, and a larger n only adds
     rows.
@@ -224,16 +187,28 @@ def choose(
     if n == 0:
         return np.zeros(ids.size, dtype=bool)
     row_keys = keys(seed, stream, epoch, ids)
-    bin_, take = choice_bin(key_histogram(row_keys), n)
-    in_bin = (row_keys >> np.uint64(48)) == np.uint64(bin_)
-    return chosen(row_keys, ids, choice_threshold(row_keys[in_bin], ids[in_bin], take))
-
-
-def chosen(row_keys: U64, ids: U64, threshold: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return which rows are kept by a threshold of `choice_threshold`; shape (n,)."""
-    key, row = np.uint64(threshold[0]), np.uint64(threshold[1])
-    kept: npt.NDArray[np.bool_] = (row_keys < key) | ((row_keys == key) & (ids <= row))
+    kept: npt.NDArray[np.bool_] = row_keys <= choice_bound(n, lambda: [row_keys])
     return kept
+
+
+def choice_bound(n: int, row_keys: Callable[[], Iterable[U64]]) -> np.uint64:
+    """Return the key up to which exactly n rows are chosen, 1 ≤ n ≤ N.
+
+    Parameters
+    ----------
+    n : int
+    row_keys : callable
+        Returns the keys of all rows, in parts; called up to four times.
+    """
+    search = RankSearch(np.uint64, lambda _: [n])
+    while search.next is not None and search.bound is None:
+        counts = np.zeros(search.next.shape, dtype=np.int64)
+        for part in row_keys():
+            search.next.count(part, into=counts)
+        search.narrow(counts)
+    if search.bound is None:
+        raise ParameterError("Some row ids are the same; give each row its own.")
+    return np.uint64(search.bound)
 
 
 # --- permutation ----------------------------------------------------------------------------------
@@ -320,17 +295,3 @@ class Permutation:
             else:
                 right = (right + ((mix64(left ^ key) >> half) * b >> half)) % b
         return left * b + right
-
-
-def compiled_kernels(size: int) -> Any:
-    """Return the module of compiled kernels where it pays for an input of `size`, else None."""
-    loaded = f"{__package__}.kernels" in sys.modules
-    if size < (_COMPILED_ONCE_LOADED if loaded else _COMPILED_FROM):
-        return None
-    if os.environ.get("BATCHLOOM_NUMBA") == "0":
-        return None
-    try:
-        from . import kernels
-    except ImportError:
-        return None
-    return kernels

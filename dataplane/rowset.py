@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from .bitmap import Bitmap
 from .errors import SelectionError
-from .random import choice_bin, choice_threshold, chosen, key_histogram, keys
+from .random import choice_bound, keys
 from .snapshot import Snapshot
 
 __all__ = ["RowSet"]
@@ -121,15 +121,6 @@ class RowSet:
 
     def choose(self, n: int, *, seed: int, stream: int, epoch: int = 0) -> RowSet:
         """Choose exactly n rows, 1 ≤ n ≤ len: those that `random.choose` takes."""
-        bins = np.zeros(1, dtype=np.int64)
-        for ids in self.chunks():
-            bins = bins + key_histogram(keys(seed, stream, epoch, ids))
-        bin_, take = choice_bin(bins, n)
-        inside = []
-        for ids in self.chunks():
-            row_keys = keys(seed, stream, epoch, ids)
-            in_bin = (row_keys >> np.uint64(48)) == np.uint64(bin_)
-            inside.append((row_keys[in_bin], ids[in_bin]))
-        bin_keys, bin_ids = (np.concatenate(part) for part in zip(*inside, strict=True))
-        last = choice_threshold(bin_keys, bin_ids, take)
-        return self.filter(lambda ids, _: chosen(keys(seed, stream, epoch, ids), ids, last))
+        draw = partial(keys, seed, stream, epoch)
+        bound = choice_bound(n, lambda: map(draw, self.chunks()))
+        return self.filter(lambda ids, _: draw(ids) <= bound)

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.canonical import digest
 from ..dataplane.dataset import Dataset
+from ..dataplane.errors import OnInvalid
 from ..dataplane.row_column import RowColumn, Segment
 from ..dataplane.rowset import RowSet
 from ..dataplane.storage import storing
@@ -23,8 +24,6 @@ from .tasks import TASK_BYTES, RowFunction, ScanTask, compute_rows, group_tasks
 from .work import Entry, WorkFolder
 
 __all__ = ["JobContext", "OnInvalid"]
-
-OnInvalid = Literal["fail", "drop"]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from ..dataplane.bitmap import Bitmap
+from ..dataplane.canonical import file_sha256
+from ..dataplane.columns import as_numpy
 from ..dataplane.commit import staging
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.deep_hashes import find_deep_hashes
@@ -27,10 +28,11 @@ from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import rows_in_steps
 from ..dataplane.rowset import RowSet
 from .engine import Engine, parse_bytes
-from .key_files import file_digest, read_keys_as
+from .key_files import keys_in_file
 from .key_search import rows_with_keys
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
+from .start import refuse_inside
 
 __all__ = ["edit"]
 
@@ -100,6 +102,7 @@ def edit(
         raise JobSpecError("Step numbers are an epoch's: say with 'epoch' which one to change.")
     if key is not None and (drop is None or data is None):
         raise JobSpecError("'key' says what 'drop' goes by, and its values are read from 'data'.")
+    refuse_inside(out, data)
     parent = open_parent(path)
     epochs = parent.epochs if epoch is None else (parent.epoch(epoch).record.epoch,)
     steps = None if skip_steps is None else _parse_steps(skip_steps)
@@ -216,20 +219,22 @@ class _Search:
     def rows_named(self, file: str, key: str | None) -> _Named:
         snapshot = self.parent.snapshot
         if key is None:
-            ids = np.unique(np.array(read_keys_as(file, None, None), dtype=np.uint64))
+            ids = np.unique(as_numpy(keys_in_file(file, None, None)))
             which = np.flatnonzero(RowSet(snapshot).contains(ids))
             count, rows = len(ids), ids[which]
         else:
             count, rows, which = self._by_key(file, key)
         bits = Bitmap.of(snapshot.next_row_id, [rows])
-        return _Named(file, file_digest(file), key, count, rows, which, bits)
+        with open(file, "rb") as handle:
+            sha256 = file_sha256(handle)
+        return _Named(file, sha256, key, count, rows, which, bits)
 
     def _by_key(self, file: str, key: str) -> tuple[int, U64, npt.NDArray[np.int64]]:
         assert self.data is not None  # for the type checker; `edit` saw to it
         planned = self.parent.planned_fragments()
         dataset = self.parent.open_dataset(self.data, storage_options=self.storage_options)
         dataset.check_columns([key], fragments=planned)
-        keys = pc.unique(read_keys_as(file, key, dataset))
+        keys = keys_in_file(file, key, dataset)
         with staging(self.out) as folder:
             rows, which = rows_with_keys(
                 dataset,

@@ -57,7 +57,7 @@ def rows_with_keys(
     Returns
     -------
     rows : uint64, shape (n,)
-        Ascending.
+        In order of the fragments.
     which : int64, shape (n,)
         Index of each row's key.
     """
@@ -81,9 +81,7 @@ def rows_with_keys(
             step.advance(tasks[position].rows)
     parts = [found[i] for i in sorted(found)]
     rows = np.concatenate([np.zeros(0, np.uint64), *(p[0] for p in parts)])
-    which = np.concatenate([np.zeros(0, np.int64), *(p[1] for p in parts)])
-    order = np.argsort(rows, kind="stable")
-    return rows[order], which[order]
+    return rows, np.concatenate([np.zeros(0, np.int64), *(p[1] for p in parts)])
 
 
 def find_keyed_rows(

@@ -28,6 +28,7 @@ from .key_join import map_rows_by_key
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
 from .signal_files import RemappedSignal, check_signal, remapped_signal
+from .start import refuse_inside
 
 __all__ = ["Missing", "rebind"]
 
@@ -99,6 +100,8 @@ def rebind(
         raise JobSpecError("'signal' and 'signal_out' go together: what to carry over, and where.")
     if signal is not None and signal_out is not None:
         check_signal(signal, signal_out)
+    refuse_inside(out, old)
+    refuse_inside(out, new)
     parent = open_parent(path)
     before = parent.open_dataset(old, storage_options=storage_options)
     after = open_dataset(new, since=parent.snapshot, storage_options=storage_options)

@@ -1,8 +1,8 @@
-"""Scanning a dataset: its fragment table, schema, fingerprint and column statistics."""
+"""Scanning a dataset: its fragment table, schema, fingerprint, column statistics and quantiles."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike, open_dataset, scan_fragment
+from ..dataplane.errors import OnInvalid
 from ..dataplane.snapshot import write_deep_hashes
 from .engine import Engine
 from .hashing import hash_dataset
 from .progress import Progress, QuietProgress
+from .quantiles import ColumnQuantiles, scan_quantiles
 from .tasks import TASK_BYTES, ScanTask, group_tasks
 
 __all__ = ["ColumnStatistics", "ScanResult", "scan", "scan_statistics"]
@@ -52,9 +54,11 @@ class ScanResult:
     dataset: Dataset
     columns: tuple[ColumnStatistics, ...]
     deep_file: Path | None = None
+    quantiles: tuple[ColumnQuantiles, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         snapshot = self.dataset.snapshot
+        asked = {"quantiles": [q.to_json() for q in self.quantiles]} if self.quantiles else {}
         return {
             "fingerprint": snapshot.fingerprint,
             "rows": snapshot.rows,
@@ -62,6 +66,7 @@ class ScanResult:
             "schema_digest": snapshot.schema_digest,
             "fragments": [asdict(f) for f in snapshot.fragments],
             "columns": [asdict(c) for c in self.columns],
+            **asked,
         }
 
 
@@ -72,6 +77,8 @@ def scan(
     out: str | Path | None = None,
     deep: bool = False,
     statistics: bool = True,
+    quantiles: Mapping[str, Sequence[float]] | None = None,
+    on_invalid: OnInvalid = "fail",
     engine: Engine | None = None,
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -89,11 +96,17 @@ def scan(
         Hash the files' bytes too; written as ``deep-<sha256>.json`` beside `out`.
     statistics : bool
         Read all columns once.
+    quantiles : mapping from str to sequence of float, optional
+        Shares in the range [0, 1] by column, such as ``{"loss": [0.5, 0.99]}``: exact quantiles, of
+        two more passes over these columns, or four where a number has 64 bits (`quantiles`).
+    on_invalid : {'fail', 'drop'}
+        What to do where a value of these is NaN or null.
     engine : Engine, optional
         This process when None.
     """
     progress, engine = progress or QuietProgress(), engine or Engine(workers=0)
     dataset = open_dataset(data, since=since, storage_options=storage_options)
+    found = scan_quantiles(dataset, engine, progress, quantiles or {}, on_invalid=on_invalid)
     columns = scan_statistics(dataset, engine, progress) if statistics else ()
     deep_file = None
     if out is not None:
@@ -101,7 +114,7 @@ def scan(
         if deep:
             hashes = hash_dataset(dataset, engine, progress)
             deep_file = write_deep_hashes(Path(out).parent, hashes)
-    return ScanResult(dataset, columns, deep_file)
+    return ScanResult(dataset, columns, deep_file, found)
 
 
 def scan_statistics(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import JobSpecError, SelectionError
@@ -17,7 +18,7 @@ from ..dataplane.storage import locate
 from .spec import JobSpec
 from .stages import Stage
 
-__all__ = ["check_job", "open_job", "rows_of", "target_of"]
+__all__ = ["check_job", "load_snapshot", "open_job", "refuse_inside", "rows_of", "target_of"]
 
 
 def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
@@ -85,23 +86,23 @@ def target_of(spec: JobSpec) -> tuple[Path, str | None]:
         raise JobSpecError(
             f"'{spec.out}': a manifest is written to a local directory; copy it from there."
         )
-    _refuse_inside(spec)
+    refuse_inside(spec.out, spec.dataset)
     if spec.series:
         return Series(spec.out).next_member(*spec.epochs)
     refuse_foreign_target(Path(spec.out))
     return Path(spec.out), None
 
 
-def _refuse_inside(spec: JobSpec) -> None:
-    """Refuse a target below a directory of the dataset: its parts would be listed as data."""
-    sources = spec.dataset.values() if isinstance(spec.dataset, Mapping) else [spec.dataset]
+def refuse_inside(out: str | os.PathLike[str], data: Any) -> None:
+    """Refuse a target below a directory of a dataset: its parts would be listed as data."""
+    sources = data.values() if isinstance(data, Mapping) else [data]
     for source in sources:
         if not isinstance(source, str | os.PathLike):
             continue
         folder = locate(source)
-        target = Path(spec.out).resolve()
+        target = Path(out).resolve()
         if folder.is_local and target.is_relative_to(Path(folder.path).resolve()):
             raise JobSpecError(
-                f"{spec.out} lies inside the dataset {source}, where the plan's own files would be "
-                "read as data; choose a target outside of it."
+                f"{os.fspath(out)} lies inside the dataset {os.fspath(source)}, where the plan's "
+                "own files would be read as data; choose a target outside of it."
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -143,6 +143,13 @@ def scan(
     statistics: Annotated[
         bool, typer.Option("--statistics/--no-statistics", help="Read and count all columns.")
     ] = True,
+    quantiles: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=SHARES", help="Exact quantiles, such as loss=0.5,0.99."),
+    ] = None,
+    on_invalid: Annotated[
+        opt.InvalidChoice, typer.Option(help="--quantiles: rows with NaN or null values.")
+    ] = opt.InvalidChoice.fail,
     scheduler: opt.Scheduler = None,
     workers: opt.Workers = None,
     memory: opt.Memory = None,
@@ -156,6 +163,7 @@ def scan(
     \b
     batchloom scan data/ --out data.snapshot.json
     batchloom scan data/ --since data.snapshot.json
+    batchloom scan data/ --quantiles loss=0.01,0.5,0.99
     """
     from ...dataplane.errors import JobSpecError
     from ..engine import Engine, parse_bytes
@@ -163,6 +171,7 @@ def scan(
 
     if deep and out is None:
         raise JobSpecError("--deep stores the hashes beside the snapshot: name one with --out.")
+    wanted = opt.parse_quantiles(quantiles or [])
     shown = progress_of(progress, quiet)
     budget = None if memory is None else parse_bytes(memory)
     with Engine(scheduler=scheduler, workers=workers, memory=budget, note=shown.note) as engine:
@@ -172,6 +181,8 @@ def scan(
             out=out,
             deep=deep,
             statistics=statistics,
+            quantiles=wanted,
+            on_invalid=on_invalid.value,
             engine=engine,
             progress=shown,
             storage_options=opt.parse_storage_options(storage_options),
@@ -179,6 +190,13 @@ def scan(
     if as_json:
         print_json(result.to_json())
         return
+    _print_scan(result)
+    for path in (out, result.deep_file):
+        if path is not None:
+            print(f"wrote {path}")
+
+
+def _print_scan(result: Any) -> None:
     snapshot = result.dataset.snapshot
     print(f"{snapshot.rows:,} rows in {len(snapshot.fragments)} fragments")
     print(f"fingerprint {snapshot.fingerprint}")
@@ -192,6 +210,13 @@ def scan(
             ("column", "type", "rows", "nulls", "not finite", "low", "high", "mean"),
             [(*dataclasses.astuple(c)[:5], c.low, c.high, c.mean) for c in result.columns],
         )
-    for path in (out, result.deep_file):
-        if path is not None:
-            print(f"wrote {path}")
+    if result.quantiles:
+        print()
+        print_table(
+            ("column", "quantile", "value", "rank", "of values", "left out"),
+            [
+                (c.name, q.share, None if q.value is None else str(q.value), q.rank, c.values,
+                 c.invalid)
+                for c in result.quantiles for q in c.quantiles
+            ],
+        )  # fmt: skip

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["parse_dataset", "parse_key", "parse_settings", "parse_storage_options"]
+__all__ = [
+    "parse_dataset",
+    "parse_key",
+    "parse_quantiles",
+    "parse_settings",
+    "parse_storage_options",
+]
 
 
 class ProgressChoice(StrEnum):
@@ -16,6 +22,13 @@ class ProgressChoice(StrEnum):
 
     auto = "auto"
     json = "json"
+
+
+class InvalidChoice(StrEnum):
+    """What to do with rows whose values cannot be used."""
+
+    fail = "fail"
+    drop = "drop"
 
 
 DatasetArgument = Annotated[
@@ -82,6 +95,25 @@ def parse_settings(settings: list[str], options: Mapping[str, Any]) -> dict[str,
             option = f"--{key.strip().replace('_', '-')}"
             raise JobSpecError(f"'{key.strip()}' is not a method's parameter; use {option}.")
         found[key.strip()] = value.strip()
+    return found
+
+
+def parse_quantiles(texts: list[str]) -> dict[str, list[float]]:
+    """Read ``--quantiles column=0.5,0.99``; the shares of a column that is named twice add up."""
+    from ...dataplane.errors import JobSpecError
+
+    found: dict[str, list[float]] = {}
+    for text in texts:
+        column, _, shares = text.rpartition("=")
+        try:
+            found.setdefault(column, []).extend(float(share) for share in shares.split(","))
+        except ValueError:
+            column = ""
+        if not column:
+            raise JobSpecError(
+                "--quantiles takes a column and shares, such as loss=0.5,0.99. "
+                f"Got '{text}' instead."
+            )
     return found
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from batchloom.dataplane import compiled
 from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.manifest_writer import ManifestWriter
 from batchloom.dataplane.plan import BatchPlan, Ragged, SideColumn
@@ -159,3 +161,11 @@ def rewrite_header(folder: Path, change: Any) -> None:
 def litter(folder: Path) -> list[str]:
     """Return the names of what was staged beside a target."""
     return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def use_form(patch: pytest.MonkeyPatch, form: str) -> None:
+    """Use the ``numpy`` or the ``numba`` form of all loops, whatever the size of their input."""
+    patch.setenv("BATCHLOOM_NUMBA", str(int(form == "numba")))
+    patch.setattr(compiled, "_COMPILED_FROM", 0)
+    patch.setattr(compiled, "_COMPILED_ONCE_LOADED", 0)
+    assert (compiled.compiled_kernels(1) is not None) == (form == "numba")

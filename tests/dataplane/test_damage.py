@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from batchloom.dataplane import Manifest, epoch_writer, open_dataset
-from batchloom.jobs import plan
-from batchloom.jobs.verify import verify
+from batchloom.jobs import plan, verify
 from batchloom.tests.contracts.awkward import AWKWARD_ROWS
 from batchloom.tests.contracts.damage import (
     KINDS,

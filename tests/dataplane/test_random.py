@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
+from batchloom.dataplane import compiled
 from batchloom.dataplane import random as subject
 from batchloom.dataplane.errors import ParameterError
 from batchloom.dataplane.random import (
     Permutation,
     Stream,
     base_key,
-    choice_bin,
-    choice_threshold,
     choose,
-    exact_share,
     hash_values,
-    key_histogram,
     keys,
     mix64,
     uniform,
 )
+from batchloom.dataplane.sketch import RankSearch
+from batchloom.tests.dataplane.helpers import use_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,19 +70,6 @@ def plain_sort(n: int, base: int) -> list[int]:
     return sorted(range(n), key=lambda i: (plain_key(base, i), i))
 
 
-@pytest.fixture(params=["numpy", "numba"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test in both forms, whatever the size of its input."""
-    if request.param == "numpy":
-        monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
-    else:
-        monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
-        monkeypatch.setattr(subject, "_COMPILED_FROM", 0)
-        monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 0)
-        assert subject.compiled_kernels(1) is not None
-    return request.param
-
-
 # --- keys -----------------------------------------------------------------------------------------
 
 
@@ -118,11 +103,11 @@ def test_numba_and_numpy_give_the_same_bits(size: int, monkeypatch: pytest.Monke
     order = Permutation(10**9 + 7, seed=5, epoch=2)
     places = ids % np.uint64(order.n)
     monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
-    monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 200_000)
-    assert (subject.compiled_kernels(size) is not None) == (size >= 200_000)
+    monkeypatch.setattr(compiled, "_COMPILED_ONCE_LOADED", 200_000)
+    assert (compiled.compiled_kernels(size) is not None) == (size >= 200_000)
     with_numba = keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)
     monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
-    assert subject.compiled_kernels(size) is None
+    assert compiled.compiled_kernels(size) is None
     for one, other in zip(
         with_numba, (keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)), strict=True
     ):
@@ -248,46 +233,14 @@ def test_a_choice_does_not_depend_on_the_order_of_the_ids(rng: object, n: int) -
 @given(
     st.lists(st.integers(0, 400), max_size=6).map(sorted), st.integers(1, 400), st.integers(0, 9)
 )
-def test_partitions_find_the_same_threshold(cuts: list[int], n: int, seed: int) -> None:
-    ids = np.arange(400, dtype=np.uint64)
-    parts = [p for p in np.split(ids, cuts) if len(p)]
-    histogram = sum(key_histogram(keys(seed, 1, 0, p)) for p in parts)
-    assert isinstance(histogram, np.ndarray)
-    assert histogram.sum() == 400
-    bin_, take = choice_bin(histogram, n)
-    found_keys, found_ids = [], []
-    for part in parts:
-        row_keys = keys(seed, 1, 0, part)
-        inside = row_keys >> np.uint64(48) == np.uint64(bin_)
-        found_keys.append(row_keys[inside])
-        found_ids.append(part[inside])
-    key, row = choice_threshold(np.concatenate(found_keys), np.concatenate(found_ids), take)
-    row_keys = keys(seed, 1, 0, ids)
-    kept = [(int(k), int(i)) <= (key, row) for k, i in zip(row_keys, ids, strict=True)]
-    assert kept == choose(n, ids, seed=seed, stream=1).tolist()
-
-
-def test_ties_of_keys_go_by_row_id() -> None:
-    bin_keys = np.array([5, 5, 3, 5], dtype=np.uint64)
-    bin_ids = np.array([9, 2, 7, 4], dtype=np.uint64)
-    assert [choice_threshold(bin_keys, bin_ids, n) for n in (1, 2, 3, 4)] == [
-        (3, 7),
-        (5, 2),
-        (5, 4),
-        (5, 9),
-    ]
-
-
-def test_choice_bin_by_hand() -> None:
-    histogram = np.zeros(65_536, dtype=np.int64)
-    histogram[[2, 5, 9]] = [3, 1, 2]
-    assert [choice_bin(histogram, n) for n in (1, 3, 4, 5, 6)] == [
-        (2, 1),
-        (2, 3),
-        (5, 1),
-        (9, 1),
-        (9, 2),
-    ]
+def test_parts_find_the_same_choice(cuts: list[int], n: int, seed: int) -> None:
+    parts = np.split(np.arange(400, dtype=np.uint64), cuts)
+    search = RankSearch(np.uint64, lambda _: [n])
+    while search.bound is None:
+        assert search.next is not None
+        search.narrow(sum(search.next.count(keys(seed, 1, 0, p)) for p in parts))
+    kept = np.concatenate([keys(seed, 1, 0, p) <= np.uint64(search.bound) for p in parts])
+    assert kept.tolist() == choose(n, np.concatenate(parts), seed=seed, stream=1).tolist()
 
 
 @pytest.mark.parametrize("n", [-1, 11])
@@ -296,22 +249,18 @@ def test_a_choice_beyond_the_rows_is_refused(n: int) -> None:
         choose(n, np.arange(10), seed=0, stream=1)
 
 
+def test_a_choice_among_equal_row_ids_is_refused() -> None:
+    ids = np.array([4, 9, 4], dtype=np.uint64)
+    kept = [choose(n, ids, seed=0, stream=1).tolist() for n in (0, 3)]
+    assert kept == [[False] * 3, [True] * 3]
+    alone = 1 if keys(0, 1, 0, ids)[1] < keys(0, 1, 0, ids)[0] else 2
+    assert choose(alone, ids, seed=0, stream=1).sum() == alone
+    with pytest.raises(ParameterError, match="Some row ids are the same"):
+        choose(3 - alone, ids, seed=0, stream=1)
+
+
 def test_choosing_of_nothing() -> None:
     assert choose(0, np.empty(0, np.uint64), seed=0, stream=1).tolist() == []
-
-
-def test_exact_share_by_hand() -> None:
-    assert exact_share(0.2, 10**6) == 200_000
-    assert exact_share(0.29, 100) == 29  # 0.29 * 100 is 28.999999999999996 in floats
-    assert exact_share(0.1, 3) == 0
-    assert exact_share(Fraction(1, 3), 10) == 3
-    assert exact_share(1, 7) == 7
-    assert exact_share(1e-3, 10**12) == 10**9
-
-
-@given(st.integers(0, 10_000), st.integers(0, 10**9))
-def test_exact_share_reads_the_decimal(share: int, n: int) -> None:
-    assert exact_share(share / 10_000, n) == share * n // 10_000
 
 
 # --- permutation ----------------------------------------------------------------------------------
@@ -332,9 +281,7 @@ def test_every_small_permutation_is_one(branch: str, monkeypatch: pytest.MonkeyP
 
 def test_every_small_compiled_permutation_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "SMALL_PERMUTATION", 0)
-    monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
-    monkeypatch.setattr(subject, "_COMPILED_FROM", 0)
-    monkeypatch.setattr(subject, "_COMPILED_ONCE_LOADED", 0)
+    use_form(monkeypatch, "numba")
     for n in range(1, 2001):
         seen = np.zeros(n, dtype=bool)
         seen[Permutation(n, seed=n % 7, epoch=n % 3)[:]] = True

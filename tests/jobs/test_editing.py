@@ -22,7 +22,7 @@ from batchloom.dataplane.errors import (
     ParameterError,
     SelectionError,
 )
-from batchloom.jobs import edit, plan, trace, verify
+from batchloom.jobs import edit, plan, rebind, trace, verify
 from batchloom.jobs.progress import QuietProgress
 from batchloom.tests.contracts.plans import EPOCHS, awkward_manifest, lists_of, lists_without
 from batchloom.tests.dataplane.helpers import litter
@@ -299,6 +299,15 @@ def test_edits_that_are_none(
     with pytest.raises(kind, match=message):
         edit(parent, out=tmp_path / "c", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_inside_the_dataset(small: Path, tmp_path: Path) -> None:
+    made = plan("shuffle", small, out=tmp_path / "p", batch_size=50, workers=0)
+    file = keys_file(tmp_path / "keys", ["doc-1"])
+    with pytest.raises(JobSpecError, match="lies inside the dataset"):
+        edit(made, out=small / "c", drop=file, key="key", data=small)
+    with pytest.raises(JobSpecError, match="lies inside the dataset"):
+        rebind(made, small, small, key="key", out=small / "c")
 
 
 def test_ids_that_are_none(parent: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Whether the compiled kernels are worth loading: one switch for all loops that have two forms.
+
+Both forms give the same bits. ``BATCHLOOM_NUMBA=0`` turns the compiled one off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+__all__ = ["compiled_kernels"]
+
+_COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
+_COMPILED_ONCE_LOADED = 128
+
+
+def compiled_kernels(size: int) -> Any:
+    """Return the module of compiled kernels where it pays for an input of `size`, else None."""
+    loaded = f"{__package__}.kernels" in sys.modules
+    if size < (_COMPILED_ONCE_LOADED if loaded else _COMPILED_FROM):
+        return None
+    if os.environ.get("BATCHLOOM_NUMBA") == "0":
+        return None
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
