@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 import numpy as np
@@ -45,6 +46,7 @@ __all__ = [
     "Stream",
     "base_key",
     "checked_seed",
+    "choice_bound",
     "choose",
     "hash_values",
     "keys",
@@ -185,13 +187,28 @@ def choose(
     if n == 0:
         return np.zeros(ids.size, dtype=bool)
     row_keys = keys(seed, stream, epoch, ids)
+    kept: npt.NDArray[np.bool_] = row_keys <= choice_bound(n, lambda: [row_keys])
+    return kept
+
+
+def choice_bound(n: int, row_keys: Callable[[], Iterable[U64]]) -> np.uint64:
+    """Return the key up to which exactly n rows are chosen, 1 ≤ n ≤ N.
+
+    Parameters
+    ----------
+    n : int
+    row_keys : callable
+        Returns the keys of all rows, in parts; called up to four times.
+    """
     search = RankSearch(np.uint64, lambda _: [n])
     while search.next is not None and search.bound is None:
-        search.narrow(search.next.count(row_keys))
+        counts = np.zeros(search.next.shape, dtype=np.int64)
+        for part in row_keys():
+            search.next.count(part, into=counts)
+        search.narrow(counts)
     if search.bound is None:
         raise ParameterError("Some row ids are the same; give each row its own.")
-    kept: npt.NDArray[np.bool_] = row_keys <= np.uint64(search.bound)
-    return kept
+    return np.uint64(search.bound)
 
 
 # --- permutation ----------------------------------------------------------------------------------

@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from .bitmap import Bitmap
 from .errors import SelectionError
-from .random import keys
-from .sketch import RankSearch
+from .random import choice_bound, keys
 from .snapshot import Snapshot
 
 __all__ = ["RowSet"]
@@ -122,13 +121,6 @@ class RowSet:
 
     def choose(self, n: int, *, seed: int, stream: int, epoch: int = 0) -> RowSet:
         """Choose exactly n rows, 1 ≤ n ≤ len: those that `random.choose` takes."""
-        search = RankSearch(np.uint64, lambda _: [n])
-        while search.next is not None and search.bound is None:
-            counts = np.zeros(search.next.shape, dtype=np.int64)
-            for ids in self.chunks():
-                search.next.count(keys(seed, stream, epoch, ids), into=counts)
-            search.narrow(counts)
-        if search.bound is None:
-            raise SelectionError("Some row ids are the same; give each row its own.")
-        last = np.uint64(search.bound)
-        return self.filter(lambda ids, _: keys(seed, stream, epoch, ids) <= last)
+        draw = partial(keys, seed, stream, epoch)
+        bound = choice_bound(n, lambda: map(draw, self.chunks()))
+        return self.filter(lambda ids, _: draw(ids) <= bound)

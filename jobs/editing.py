@@ -28,7 +28,8 @@ from ..dataplane.plan_changes import rows_in_steps
 from ..dataplane.rowset import RowSet
 from ..dataplane.targets import Target, target_at
 from .engine import Engine, parse_bytes
-from .key_search import keys_in_file, rows_with_keys
+from .key_files import keys_in_file
+from .key_search import rows_with_keys
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
 from .start import refuse_inside

@@ -13,26 +13,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..dataplane.canonical import file_sha256
 from ..dataplane.columns import as_arrow
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import DatasetError, SelectionError
 
-__all__ = ["cast_keys", "file_digest", "key_chunks", "read_keys_as"]
+__all__ = ["cast_keys", "file_digest", "key_chunks", "keys_in_file"]
 
 _TABLES = (".csv", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 _CHUNK_KEYS = 1 << 16  # keys that are read at a time
 
 
-def read_keys_as(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Read a file of keys as values of the key column, or as row ids where none is named."""
+def keys_in_file(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
+    """Read the distinct keys of a file as values of a key column, or as row ids where None."""
     none = pa.array([], _type_of(column, dataset))
-    return pa.concat_arrays([none, *key_chunks(path, column, dataset)])
+    return pc.unique(pa.concat_arrays([none, *key_chunks(path, column, dataset)]))
 
 
 def key_chunks(path: str, column: str | None, dataset: Dataset | None) -> Iterator[pa.Array]:
-    """Yield the keys in a file as `read_keys_as` does, in pieces; nulls are left out.
+    """Yield the keys in a file as `keys_in_file` does, in pieces, repeats included.
 
     Raises
     ------
@@ -54,7 +55,22 @@ def key_chunks(path: str, column: str | None, dataset: Dataset | None) -> Iterat
 
 
 def cast_keys(keys: pa.Array, what: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Cast keys to the type of the key column, or to row ids; nulls are left out."""
+    """Cast keys to the type of the key column, or to row ids; nulls are left out.
+
+    Parameters
+    ----------
+    keys : pyarrow.Array
+    what : str
+        What they are called in messages.
+    column : str or None
+    dataset : Dataset, optional
+        Where the column is.
+
+    Raises
+    ------
+    SelectionError
+        Where they are no such values.
+    """
     type_ = _type_of(column, dataset)
     try:
         keys = keys.cast(type_)

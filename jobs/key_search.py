@@ -18,11 +18,10 @@ from ..dataplane.dataset import Dataset
 from ..dataplane.errors import ColumnTypeError
 from ..dataplane.storage import storing
 from .engine import Engine
-from .key_files import read_keys_as
 from .progress import Progress
 from .tasks import ScanTask, group_tasks, scan_rows
 
-__all__ = ["find_keyed_rows", "keys_in_file", "match_values", "rows_with_keys"]
+__all__ = ["find_keyed_rows", "match_values", "rows_with_keys"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -83,11 +82,6 @@ def rows_with_keys(
     parts = [found[i] for i in sorted(found)]
     rows = np.concatenate([np.zeros(0, np.uint64), *(p[0] for p in parts)])
     return rows, np.concatenate([np.zeros(0, np.int64), *(p[1] for p in parts)])
-
-
-def keys_in_file(path: str, column: str | None, dataset: Dataset | None) -> pa.Array:
-    """Read the distinct keys of a file as values of a key column, or as row ids where None."""
-    return pc.unique(read_keys_as(path, column, dataset))
 
 
 def find_keyed_rows(

@@ -95,7 +95,7 @@ class KMeansGroup(GroupStage):
         x = job.map_rows("sampling", read_rows, sample, self.columns, columns=self.columns).load()
         usable = np.isfinite(x).all(axis=1)
         if not usable.all():
-            self._refuse(job, sample, sample.keep(usable))
+            self._settle(job, sample, sample.keep(usable))
         job.progress.note(f"training {self.k} centers on {int(usable.sum()):,} rows")
         centers = model.train(x[usable], sample.ids()[usable])
         found = job.map_rows(
@@ -115,7 +115,7 @@ class KMeansGroup(GroupStage):
         kept = state.rows.filter(lambda _, ranks: found[ranks]["label"] >= 0)
         invalid = len(state.rows) - len(kept)
         if invalid:
-            self._refuse(job, state.rows, kept)
+            self._settle(job, state.rows, kept)
             state = state.selected(job, Choice(kept))
         labels = job.column(part["label"][part["label"] >= 0] for part in found.chunks())
         # Added up in chunks of a set size: the same sum whatever the tasks were.
@@ -124,14 +124,14 @@ class KMeansGroup(GroupStage):
         report |= {"sizes": np.asarray(sizes).tolist(), "invalid_rows": invalid}
         return replace(state, groups=labels).reported("kmeans", report)
 
-    def _refuse(self, job: JobContext, rows: RowSet, kept: RowSet) -> None:
+    def _settle(self, job: JobContext, rows: RowSet, kept: RowSet) -> None:
         """Fail, or say how many rows are left out."""
-        left_out = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
+        bad = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
         settle_invalid(
             "NaN, infinite or null",
             self.columns,
             len(rows) - len(kept),
-            itertools.islice(left_out, 6),
+            itertools.islice(bad, 6),
             job.on_invalid,
             job.progress,
         )
