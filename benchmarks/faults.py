@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from batchloom.dataplane import Manifest, epoch_writer
+from batchloom.dataplane.errors import ManifestConflictError
 from batchloom.jobs import gc, plan, verify
 from batchloom.tests.contracts.crash import problem_of, run_job, start
 from batchloom.tests.contracts.damage import damages, manifest_of_all_files, read_all, refusal
+from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
+from batchloom.tests.dataplane.store import Store, moto_server, proxied
 from harness import say
 from inputs import Bench
 
-__all__ = ["damage", "kills", "worker_kills"]
+__all__ = ["damage", "kills", "races", "worker_kills"]
 
 
 def write_numbers(folder: Path, files: int, rows: int, suffix: str = ".parquet") -> Path:
@@ -163,3 +169,61 @@ def _add_damage(bench: Bench, what: str, problems: list[str | None]) -> None:
         f"{len(problems)}/{len(problems)}",
         refused == len(problems),
     )
+
+
+# --- an object store ------------------------------------------------------------------------------
+
+_WRITERS = 8
+
+
+def races(bench: Bench, rounds: int) -> None:
+    """Eight writers commit to one place of an S3 store at the same moment."""
+    same = different = 0
+    with moto_server() as moto, proxied(moto) as store:
+        for number in range(rounds):
+            results = _race(partial(_commit, store, f"same-{number}", 0))
+            same += len({r.manifest_id for r in results if r is not None}) == 1 and all(results)
+            results = _race(lambda n, place=f"other-{number}": _commit(store, place, n, n))
+            winner = Manifest.open(
+                store.at(f"other-{number}"), verify="all", storage_options=store.options
+            )
+            won = [n for n, r in enumerate(results) if r is not None]
+            different += won == [winner.seed]
+    for what, right, outcome in (
+        ("the same content", same, "1 write, 7 found their own id there"),
+        ("different content", different, "1 winner, 7 conflicts by name"),
+    ):
+        bench.add(
+            f"8 writers race for one place of an object store, {what}, {rounds} rounds",
+            outcome,
+            "moto behind a proxy that makes conditions atomic",
+            f"{right}/{rounds}",
+            f"{rounds}/{rounds}",
+            right == rounds,
+        )
+
+
+def _commit(store: Store, place: str, seed: int, number: int) -> Manifest | None:
+    """Write a small manifest; None where another one was first."""
+    del number
+    try:
+        return write(
+            store.at(place),  # type: ignore[arg-type]
+            snapshot_of(200),
+            {0: plan_of([50, 50, 50 + seed])},
+            seed=seed,
+            storage_options=store.options,
+        )
+    except ManifestConflictError:
+        return None
+
+
+def _race(write_one: Callable[[int], Manifest | None]) -> list[Manifest | None]:
+    barrier = Barrier(_WRITERS)
+
+    def run(number: int) -> Manifest | None:
+        barrier.wait()
+        return write_one(number)
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        return list(pool.map(run, range(_WRITERS)))

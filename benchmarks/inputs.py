@@ -45,6 +45,10 @@ class Sizes:
     large_rows: int = 100_000_000
     large_rounds: int = 3
     recipe_rows: int = 1_000_000_000
+    races: int = 5
+    damages: int = 200
+    kills: int = 50
+    worker_kills: int = 20
 
 
 QUICK = Sizes(
@@ -61,6 +65,10 @@ QUICK = Sizes(
     large_rows=10_000_000,
     large_rounds=1,
     recipe_rows=100_000_000,
+    races=1,
+    damages=80,
+    kills=4,
+    worker_kills=2,
 )
 
 

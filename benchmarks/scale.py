@@ -32,6 +32,9 @@ jump
     Opening a plan of four million batches of 25 rows and reading the first, the middle or the last
     one, in a fresh process, imports excluded: median wall milliseconds; the last against the first;
     CPU microseconds of any batch whose block was touched before. (`plans`)
+races, damage, kills
+    How many came out as they must: writers that race for one place of an object store; every file
+    of a manifest and of a dataset damaged; jobs and workers killed at random moments. (`faults`)
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import faults
 import growth
 import permutations
 import plans
@@ -64,6 +68,10 @@ def run_all(folder: Path, quick: bool) -> list[Row]:
             ("recipe", lambda: recipes.recipe(bench, bench.sizes.recipe_rows)),
             ("plan in small batches", lambda: path.append(growth.many_batches(bench))),
             ("jump", lambda: jump(bench, path[0])),
+            ("races", lambda: faults.races(bench, bench.sizes.races)),
+            ("damage", lambda: faults.damage(bench, bench.sizes.damages)),
+            ("kills", lambda: faults.kills(bench, bench.sizes.kills)),
+            ("workers killed", lambda: faults.worker_kills(bench, bench.sizes.worker_kills)),
         ]
     )
     return bench.rows
