@@ -121,7 +121,7 @@ def test_whatever_is_in_the_folder_is_sent_before_the_header(store: Store) -> No
     ) as writer:
         with writer.epoch(0):
             writer.append(plan_of([3]))
-        (writer._folder / name).write_bytes(b"bits")
+        (writer.folder / name).write_bytes(b"bits")
         writer.commit()
     assert store.get(f"m/{name}") == b"bits"
     puts = [r.path.rsplit("/", 1)[-1] for r in store.log if r.method == "PUT"]
@@ -140,7 +140,7 @@ def test_the_disk_is_not_filled(store: Store, scratch: Path) -> None:
             with writer.epoch(0):
                 for k in range(60):
                     writer.append(plan_of([10], range(10 * k, 10 * k + 10), steps=[(k, 0)]))
-                    held.append(len(list(writer._folder.iterdir())))
+                    held.append(len(list(writer.folder.iterdir())))
             assert len(writer.commit().parts) == 60
     assert max(held) <= targets._UPLOADS + 2
 

@@ -287,7 +287,8 @@ def test_a_disk_that_fills_up(small: Path, small_disk: tuple[Path, dict[str, Any
 def test_a_disk_that_is_too_small(small: Path, home: Path) -> None:
     """Found before anything is read or written."""
     line = failed(home / "p", "plan", "shuffle", small, "--out", home / "p", *PLAN,
-                  "--form", "explicit", "--epochs", "0:1000000000")  # fmt: skip
+                  "--form", "explicit", "--epochs", "0:1000000000",
+                  "--memory", "100TiB")  # fmt: skip
     found = re.search(r"needs about ([\d,]+) bytes in .*, and ([\d,]+) are free", line)
     assert found is not None
     assert int(found[1].replace(",", "")) > 8e12 > int(found[2].replace(",", ""))
