@@ -31,7 +31,7 @@ from .errors import (
     needs_extra,
 )
 
-__all__ = ["RemoteFile", "fetch_ranges", "filesystem", "is_s3", "remote_error"]
+__all__ = ["RemoteFile", "fetch_ranges", "file_size", "filesystem", "is_s3", "remote_error"]
 
 _S3 = ("s3", "s3a")
 # In standard mode botocore tries again after throttling, 5xx answers and lost connections, with
@@ -129,6 +129,16 @@ def remote_error(uri: str, error: Exception, doing: str = "be read") -> Batchloo
     )
 
 
+def file_size(fs: Any, path: str) -> int:
+    """Return the bytes of a file; FileNotFoundError where there is none, or a directory."""
+    info = fs.info(path)
+    if info["type"] == "directory":
+        raise FileNotFoundError(path)
+    if info["size"] is None:
+        raise StorageError(f"{path} cannot be read by ranges: its server does not tell its size.")
+    return int(info["size"])
+
+
 class RemoteFile(io.RawIOBase):
     """A remote file for reading, by ranges.
 
@@ -172,7 +182,7 @@ class RemoteFile(io.RawIOBase):
             version = file.details.get("ETag")
             self._size, self._get = int(file.size), file._fetch_range  # asks for this version only
         elif self._given_size is None:
-            self._size = _size_of(fs, path)
+            self._size = file_size(fs, path)
         if self._process and version != self._version:
             raise self._replaced()
         self._process, self._version = os.getpid(), version
@@ -285,13 +295,6 @@ def _cat(fs: Any, path: str, start: int, stop: int) -> Any:
     return fs.cat_file(path, start=start, end=stop)
 
 
-def _size_of(fs: Any, path: str) -> int:
-    size = fs.size(path)
-    if size is None:
-        raise StorageError(f"{path} cannot be read by ranges: its store does not tell its size.")
-    return int(size)
-
-
 def _first(piece: tuple[int, bytes]) -> int:
     return piece[0]
 
@@ -330,8 +333,8 @@ def fetch_ranges(wanted: Sequence[tuple[str, int, int]], options: Mapping[str, A
 def _fetch_all(asked: Sequence[tuple[str, int, int]], options: Mapping[str, Any]) -> list[bytes]:
     if not asked:
         return []
-    fs, _ = filesystem(asked[0][0], options)
-    paths = [fs._strip_protocol(uri) for uri, _, _ in asked]
+    places = {uri: filesystem(uri, options) for uri in dict.fromkeys(uri for uri, _, _ in asked)}
+    fs, paths = places[asked[0][0]][0], [places[uri][1] for uri, _, _ in asked]
     starts, stops = [start for _, start, _ in asked], [stop for _, _, stop in asked]
     try:
         found = fs.cat_ranges(paths, starts, stops, on_error="return", batch_size=_RANGES_AT_ONCE)

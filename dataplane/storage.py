@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import BatchloomError, MissingFileError, StorageError
-from .remote_files import RemoteFile, filesystem, remote_error
+from .remote_files import RemoteFile, file_size, filesystem, remote_error
 
 __all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
 
@@ -94,11 +94,7 @@ class Location:
         with _reading(self):
             if self.is_local:
                 return os.stat(self.path).st_size
-            fs, path = self.filesystem()
-            info = fs.info(path)
-            if info["type"] == "directory":
-                raise FileNotFoundError(path)
-            return int(info["size"] or 0)
+            return file_size(*self.filesystem())
 
     def contains(self, other: Location) -> bool:
         """Whether another place is this one or lies in it."""
