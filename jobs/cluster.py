@@ -19,6 +19,7 @@ from ..dataplane.errors import EngineError, ParameterError
 
 __all__ = ["CONFIG", "Exit", "Exits", "memory_share", "quiet_logs", "start_cluster", "worker_count"]
 
+_STARTS = 3  # tries to start a cluster
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -117,9 +118,9 @@ def start_cluster(workers: int, share: int, exits: Exits) -> Iterator[Any]:
                 exits.note(self.worker_address, Exit(str(self.name), exitcode))
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
-    with _workers_with_our_main():
+    def start(attempt: int) -> Any:
         try:
-            cluster = LocalCluster(
+            return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 worker_class=Recorder,
@@ -129,13 +130,16 @@ def start_cluster(workers: int, share: int, exits: Exits) -> Iterator[Any]:
                 silence_logs=logging.CRITICAL,
             )
         except (OSError, RuntimeError) as error:
+            if attempt < _STARTS:  # a worker that dies as it starts takes the others with it
+                return start(attempt + 1)
             reason = str(error).split("\n")[0].rstrip(".")
             raise EngineError(
                 f"The Dask cluster of {workers} workers did not start: {reason}. Use fewer "
                 "workers, or --workers 0 to run everything in one process."
             ) from error
-        with cluster:
-            yield cluster
+
+    with _workers_with_our_main(), start(1) as cluster:
+        yield cluster
 
 
 @contextmanager
