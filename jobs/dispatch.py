@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -32,6 +33,9 @@ _TICK_SECONDS = 1.0
 _GRACE_SECONDS = (5.0, 30.0)  # without a worker before it is told; our own are started anew
 _EVENT_SECONDS = 3.0  # how long the news of a death may come after the task was given up
 _SPARE_TASKS = 8
+# Only inside the task is anything of ours imported: a worker that has no Batchloom, or another one,
+# fails the task, where it would die of a task that it cannot read.
+_CALL = "__import__('pickle').loads(call)()"
 
 
 @dataclass(frozen=True)
@@ -131,16 +135,18 @@ class Dispatch:
             self._send(position)
 
     def _send(self, position: int) -> None:
+        from distributed.protocol.pickle import dumps
+
         key = (self._group, position, next(self._attempts))
         trail = self._trail_file(position)
-        future = self._client.submit(
+        call = partial(
             run_noting,
             None if trail is None else str(trail),
             self._function,
             self._tasks[position],
             *self._args,
-            key=key,
         )
+        future = self._client.submit(eval, _CALL, {"call": dumps(call)}, key=key)
         self._flying[key] = future
         future.add_done_callback(self._inbox.put)
 
@@ -169,9 +175,9 @@ class Dispatch:
         except KilledWorker as error:
             self._given_up(position, error.allowed_failures + 1)
             return None
-        except BatchloomError:
+        except (BatchloomError, ImportError, AttributeError):
             with suppress(OSError):
-                self._check_workers(again=True)
+                self._check_workers(again=True)  # a worker's fault rather than the task's
             raise
         except CancelledError as error:
             raise _lost() from error

@@ -41,7 +41,7 @@ class Faulty(SelectStage):
     row: Annotated[int, Field(description="row that kills; none: -1")] = -1
     signal: Annotated[int, Field(description="how it kills")] = 9
     seconds: Annotated[float, Field(description="of sleep a batch")] = 0.0
-    sign: Annotated[str, Field(description="file that is made when a task has begun")] = ""
+    sign: Annotated[str, Field(description="folder in which processes that run tasks sign")] = ""
 
     def parameters(self) -> dict[str, Any]:
         return {}  # none of them decides anything
@@ -68,7 +68,7 @@ def faulty(
 ) -> npt.NDArray[np.bool_]:
     """Sleep, and die where the batch holds the row; a row function."""
     if sign:
-        Path(sign).touch()
+        Path(sign, str(os.getpid())).touch()
     time.sleep(seconds)
     if row in batch.column("row").to_pylist():
         os.kill(os.getpid(), number)

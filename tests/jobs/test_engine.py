@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from batchloom.dataplane.errors import EngineError, InvalidValueError, ParameterError
 from batchloom.jobs import plan
 from batchloom.jobs.engine import Engine, parse_bytes
+from batchloom.tests.contracts.clusters import DaskCluster
 
 
 @dataclass(frozen=True)
@@ -134,48 +134,17 @@ def test_a_script_needs_no_main_guard(tmp_path: Path, small: Path) -> None:
     assert ran.stderr == ""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A scheduler that listens at an address."""
-
-    address: str
-    scheduler: subprocess.Popen[bytes]
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
     """A scheduler and two workers, started as an operator starts them."""
-    address = tmp_path / "scheduler.json"
-    common: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    dask = [sys.executable, "-m", "dask"]
-    scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",
-         "127.0.0.1:0", "--scheduler-file", str(address)],
-        **common,
-    )  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [*dask, "worker", "--scheduler-file", str(address), "--host", "127.0.0.1",
-             "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / f"w{i}")],
-            **common,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (address.exists() and address.stat().st_size):
-            assert time.monotonic() < deadline, "the scheduler did not start"
-            time.sleep(0.1)
-        yield Cluster(json.loads(address.read_text())["address"], scheduler)
-    finally:
-        for process in (*workers, scheduler):
-            process.terminate()
-        for process in (*workers, scheduler):
-            process.wait(timeout=30)
+    with DaskCluster(tmp_path) as started:
+        for _ in range(2):
+            started.start_worker()
+        yield started
 
 
 def test_a_separate_scheduler_makes_the_same_plan(
-    cluster: Cluster, small: Path, tmp_path: Path
+    cluster: DaskCluster, small: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
         "columns": ["x"], "k": 4, "batch_size": 32, "task_bytes": 4000, "where": "a > 0",
@@ -205,7 +174,7 @@ def slowly(task: Job) -> int:
     return task.index
 
 
-def test_a_scheduler_that_is_lost_is_one_sentence(cluster: Cluster) -> None:
+def test_a_scheduler_that_is_lost_is_one_sentence(cluster: DaskCluster) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCHEDULER_LOST, cluster.address],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

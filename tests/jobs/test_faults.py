@@ -47,6 +47,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane import Manifest, open_dataset
+from batchloom.tests.contracts.clusters import wait_for
 from batchloom.tests.contracts.crash import Run
 from batchloom.tests.contracts.faults import COMMAND, job_file
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
@@ -119,11 +120,12 @@ def plan_id(*arguments: Any) -> str:
 def test_a_worker_killed_from_outside_is_told(small: Path, tmp_path: Path, home: Path) -> None:
     """One warning, and the plan is that of an undisturbed run."""
     sign = tmp_path / "begun"
+    sign.mkdir()
     job = job_file(
         small, home / "p", {"workers": 2, "task_bytes": 4000}, seconds=0.5, sign=str(sign)
     )
     run = started("run", job, "--progress", "json", log=tmp_path / "log")
-    wait_for(sign.exists)
+    wait_for(lambda: any(sign.iterdir()))
     assert run.kill_a_worker(random.Random(0))
     code, _, err = run.wait()
     assert code == 0, err
@@ -190,9 +192,10 @@ def test_advice_on_memory_works(hog: Path, home: Path) -> None:
 def test_interrupted_while_workers_are_busy(small: Path, tmp_path: Path, home: Path) -> None:
     """Ctrl-C in the middle of a task: one line, exit 130, no process and no file left."""
     sign = tmp_path / "begun"
+    sign.mkdir()
     job = job_file(small, home / "p", {"workers": 2}, seconds=30.0, sign=str(sign))
     run = started("run", job, log=tmp_path / "log")
-    wait_for(sign.exists)
+    wait_for(lambda: any(sign.iterdir()))
     children = psutil.Process(run.process.pid).children(recursive=True)
     assert len(children) >= 2
     os.killpg(run.process.pid, signal.SIGINT)
@@ -206,13 +209,6 @@ def alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_driver_killed_in_a_write(small: Path, tmp_path: Path, home: Path) -> None:
