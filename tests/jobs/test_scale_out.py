@@ -215,8 +215,9 @@ def test_a_worker_of_another_version(cluster: DaskCluster, files: Path, tmp_path
     other = tmp_path / "other" / "batchloom-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: batchloom\nVersion: 0.0.1\n")
-    path = os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")])
-    cluster.start_worker(env={"PYTHONPATH": path})
+    path = os.pathsep.join(filter(None, [str(other.parent), os.environ.get("PYTHONPATH")]))
+    # Safe: the folder that the tests run in, which may hold the real version, does not come first.
+    cluster.start_worker(env={"PYTHONPATH": path, "PYTHONSAFEPATH": "1"})
     line = Job(cluster, files).fail()
     assert re.match(r"This job runs Batchloom \S+, but worker tcp://\S+ has 0\.0\.1: install", line)
 
