@@ -84,7 +84,7 @@ def run(
     \b
     batchloom run job.toml --dry-run
     """
-    from ..spec import load_job
+    from ..job_file import load_job
 
     spec, given = load_job(job), opt.parse_storage_options(storage_options)
     if given is not None:  # beside the file's own: credentials need not stand in a file

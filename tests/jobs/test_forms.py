@@ -14,10 +14,10 @@ from batchloom.dataplane.plan import Selection
 from batchloom.jobs import JobSpec, forms, plan, run
 from batchloom.jobs.diff import diff
 from batchloom.jobs.estimate import estimate
+from batchloom.jobs.job_file import resolve_stages
 from batchloom.jobs.materialize import materialize
 from batchloom.jobs.methods import METHODS, register
 from batchloom.jobs.planning import make_spec, run_job
-from batchloom.jobs.spec import resolve_stages
 from batchloom.jobs.stages import SelectStage
 from batchloom.tests.dataplane.helpers import assert_same_plan, litter
 from batchloom.tests.jobs.conftest import ROWS
