@@ -171,7 +171,7 @@ def scan(
     """
     from ...dataplane.errors import JobSpecError
     from ..engine import Engine, parse_bytes
-    from ..scan import scan as scan_dataset
+    from ..scanning import scan as scan_dataset
 
     if deep and out is None:
         raise JobSpecError("--deep stores the hashes beside the snapshot: name one with --out.")
