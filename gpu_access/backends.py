@@ -218,8 +218,11 @@ class Cpu(Backend):
 
 
 def gather_on_cpu(table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy rows that exist into a contiguous CPU tensor."""
-    torch.index_select(table.tensor(), 0, ids, out=out)
+    """Copy rows that exist into a contiguous CPU tensor; as words, which suits any type."""
+    word = word_bytes(table, out.data_ptr())
+    count = table.row_bytes // word
+    rows = table.words(word).as_strided((table.rows, count), (table.stride // word, 1))
+    torch.index_select(rows, 0, ids, out=words_of(out, word).view(len(ids), count))
 
 
 def alias_of(table: RowTable, word: int, device: torch.device) -> torch.Tensor:
