@@ -133,8 +133,8 @@ def check_rows(ids: torch.Tensor, rows: int) -> None:
     """Raise `RowIndexError` where a CPU tensor names a row that a table of `rows` does not hold."""
     if not len(ids):
         return
-    low, high = torch.aminmax(ids)
-    if int(low) < 0 or int(high) >= rows:
+    values = ids.numpy()  # whose extremes allocate nothing
+    if int(values.min()) < 0 or int(values.max()) >= rows:
         place = int(torch.nonzero((ids < 0) | (ids >= rows))[0])
         raise _no_such_row(int(ids[place]), place, rows)
 
