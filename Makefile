@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-gpu lint bench clean
 help:            ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -25,6 +25,9 @@ demo: $(STAMP)   ## the whole chain on real data
 test: $(STAMP)   ## the tests, under ten minutes on two cores
 	$(BIN)/python -m pytest
 
+test-gpu: $(STAMP)  ## the tests that need a GPU, and the gathers' benchmark; figures in gpu-out/
+	benchmarks/gpu_check.sh $(BIN)/python gpu-out
+
 lint: $(STAMP)   ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +39,4 @@ bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is miss
 	$(BIN)/python benchmarks/scale.py --check
 
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) demo-out build dist *.egg-info
+	rm -rf $(VENV) demo-out gpu-out build dist *.egg-info

@@ -20,6 +20,8 @@ __all__ = [
     "DatasetError",
     "EngineError",
     "FragmentCorruptError",
+    "HostMemoryError",
+    "HostRegistrationError",
     "InvalidValueError",
     "JobSpecError",
     "ManifestConflictError",
@@ -31,11 +33,14 @@ __all__ = [
     "MissingFileError",
     "OnInvalid",
     "ParameterError",
+    "ReleasedTableError",
     "ResumeMismatchError",
     "RowIdError",
+    "RowIndexError",
     "SchemaDriftError",
     "SelectionError",
     "StorageError",
+    "UnifiedAccessUnavailable",
     "WorldSizeError",
     "examples",
     "nearest",
@@ -145,6 +150,38 @@ class WorldSizeError(BatchloomError, ValueError):
 
 class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+class RowIndexError(BatchloomError, IndexError):
+    """A row outside a host table was asked for."""
+
+
+class HostMemoryError(BatchloomError, MemoryError):
+    """A host table is larger than the memory there is."""
+
+
+class ReleasedTableError(BatchloomError, RuntimeError):
+    """A host table was used after its memory was released."""
+
+
+class UnifiedAccessUnavailable(BatchloomError, RuntimeError):  # noqa: N818: says what it is
+    """A GPU cannot read host memory in the way that was asked for; the message says why."""
+
+
+class HostRegistrationError(BatchloomError, RuntimeError):
+    """The CUDA driver refused to map host memory.
+
+    Attributes
+    ----------
+    code : int
+        CUDA's error code.
+    name : str
+        Its name, such as ``'cudaErrorHostMemoryAlreadyRegistered'``.
+    """
+
+    def __init__(self, message: str, code: int, name: str) -> None:
+        super().__init__(message)
+        self.code, self.name = code, name
 
 
 @contextmanager
