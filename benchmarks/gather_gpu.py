@@ -3,7 +3,7 @@
 The limit is a copy of pinned memory to the GPU in one piece. *Single* figures are wall time of a
 call that a caller waits for; *streamed* ones are of calls that were started one after another and
 waited for at the end, as a loader prefetches. Every call has ids of its own; rows are drawn from
-all of a table of gigabytes, so no cache holds them.
+all of a table of a gigabyte, so no cache holds them. What larger tables cost is measured beside it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class GpuRun:
         try:
             for step in (
                 self._against_others,
+                self._sizes,
                 self._alignment,
                 self._counts,
                 self._grid,
@@ -108,6 +109,12 @@ class GpuRun:
         for width in (512, 1024, 256, 2048, 4096, 128, 64):
             self._compare(width, 100_000, ("zero_copy", "alias", "staged", "cpu"))
 
+    def _sizes(self) -> None:
+        """A GPU has the pages of so much memory at hand; beyond, each row costs a look-up."""
+        for nbytes in (GIB // 4, GIB, 2 * GIB, 4 * GIB, self.table_bytes):
+            for sort in (False, True):
+                self._gather(self._table(512, nbytes=nbytes), 100_000, "zero_copy", sort=sort)
+
     def _counts(self) -> None:
         for count in (1_000, 10_000, 1_000_000):
             others = ("alias", "staged", "cpu") if count <= 100_000 else ("alias",)
@@ -120,10 +127,12 @@ class GpuRun:
                     self._compare(width, count, ("zero_copy", "alias"))
 
     def _sorting(self) -> None:
-        for width in (64, 128, 512):
-            for count in (10_000, 100_000, 1_000_000):
-                for sort in (False, True):
-                    self._gather(self._table(width), count, "zero_copy", sort=sort)
+        for nbytes in (GIB, self.table_bytes):
+            for width in (64, 128, 512):
+                for count in (20_000, 100_000, 1_000_000):
+                    for sort in (False, True):
+                        table = self._table(width, nbytes=nbytes)
+                        self._gather(table, count, "zero_copy", sort=sort)
 
     def _alignment(self) -> None:
         cases = [(512, 0), (512, 64), (516, 0), (1028, 0), (1200, 0), (2408, 0), (132, 0), (516, 4)]
@@ -273,17 +282,23 @@ class GpuRun:
         self, what: str, table: RowTable, nbytes: int, seconds: float, **more: object
     ) -> None:
         rate = nbytes / seconds / 1e9
-        finding = {"what": what, "row_bytes": table.row_bytes, "stride": table.stride, **more}
+        finding = {
+            "what": what,
+            "row_bytes": table.row_bytes,
+            "stride": table.stride,
+            "MiB": table.nbytes >> 20,
+            **more,
+        }
         finding |= {"GB/s": round(rate, 2), "of_limit": round(rate / self._limit, 3)}
         self.record(finding)
 
     # --- helpers ----------------------------------------------------------------------------------
 
-    def _table(self, width: int, base: int = 0) -> RowTable:
-        """Return the region as rows of `width` bytes, the first of them at `base`."""
+    def _table(self, width: int, base: int = 0, nbytes: int = GIB) -> RowTable:
+        """Return the region's first bytes as rows of `width` bytes, the first of them at `base`."""
         whole = self._host.table
-        rows = (self.table_bytes - base) // width
-        return RowTable(whole.address + base, rows, (width,), torch.uint8, width, whole.owner)
+        place, rows = whole.address + base, (nbytes - base) // width
+        return RowTable(place, rows, (width,), torch.uint8, width, whole.owner, whole.region)
 
     def _unified(self, table: RowTable, backend: str) -> UnifiedTensor:
         return UnifiedTensor(table, select_backend(backend), forced=True)

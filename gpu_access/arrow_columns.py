@@ -18,7 +18,7 @@ from ..dataplane.errors import (
     MissingFileError,
     nearest,
 )
-from .row_table import RowTable
+from .row_table import OWN_PAGES_BYTES, RowTable
 
 __all__ = ["chunks_of", "column_of_file", "in_place", "row_type"]
 
@@ -61,17 +61,21 @@ def chunks_of(column: pa.Array | pa.ChunkedArray) -> Iterator[torch.Tensor]:
         yield _table_of(values, dtype, shape, chunk).tensor()
 
 
-def in_place(column: pa.Array | pa.ChunkedArray) -> RowTable | None:
+def in_place(column: pa.Array | pa.ChunkedArray, *, mapped: bool = False) -> RowTable | None:
     """Return the rows of a column where Arrow holds them; None where they are not one array.
 
     Booleans are bits in Arrow, and several chunks have several places: both must be copied.
+    `mapped`: the column is of a file that was mapped for it alone.
     """
     dtype, shape = row_type(column.type)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     if len(chunks) != 1 or pa.types.is_boolean(_value_type(column.type)) or not len(chunks[0]):
         return None
     values = as_numpy(chunks[0])
-    return _table_of(values, dtype, shape, chunks[0]) if values.size else None
+    if not values.size:
+        return None
+    region = (values.ctypes.data, values.nbytes) if mapped else _region_of(chunks[0])
+    return _table_of(values, dtype, shape, chunks[0], region)
 
 
 def column_of_file(path: Path, column: str | None = None) -> pa.ChunkedArray:
@@ -100,10 +104,24 @@ def column_of_file(path: Path, column: str | None = None) -> pa.ChunkedArray:
     return table.column(column)
 
 
-def _table_of(values: Any, dtype: torch.dtype, shape: tuple[int, ...], owner: Any) -> RowTable:
+def _table_of(
+    values: Any,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    owner: Any,
+    region: tuple[int, int] | None = None,
+) -> RowTable:
     row = math.prod(shape) * dtype.itemsize
     # The owner holds Arrow's buffers: values may be a view of them.
-    return RowTable(values.ctypes.data, len(values), shape, dtype, row, (owner, values))
+    return RowTable(values.ctypes.data, len(values), shape, dtype, row, (owner, values), region)
+
+
+def _region_of(chunk: pa.Array) -> tuple[int, int] | None:
+    """Return (address, bytes) of the allocation that a column is part of, where it stands alone."""
+    buffer = next(b for b in reversed(chunk.buffers()) if b is not None)
+    while buffer.parent is not None:
+        buffer = buffer.parent
+    return (buffer.address, buffer.size) if buffer.size >= OWN_PAGES_BYTES else None
 
 
 def _value_type(type_: pa.DataType) -> pa.DataType:

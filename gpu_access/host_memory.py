@@ -94,7 +94,8 @@ class HostTable:
         step = max(row_align, item)
         stride = -(-math.prod(shape) * item // step) * step
         address, region, huge = _region(rows * stride, huge_pages)
-        return cls(RowTable(address, rows, shape, dtype, stride, region), huge)
+        pages = address, rows * stride
+        return cls(RowTable(address, rows, shape, dtype, stride, region, pages), huge)
 
     @classmethod
     def from_tensor(cls, tensor: torch.Tensor, **layout: Any) -> HostTable:

@@ -2,7 +2,9 @@
 
 CUDA maps whole pages and refuses a page that is mapped already (712), so what is registered is kept
 by *page ranges* with a count of users: two tensors that share a page share its registration, and a
-range that is partly mapped is completed. A run of pages is registered in chunks (single calls of
+range that is partly mapped is completed. Memory of tensors and buffers is only taken where it has
+its pages to itself, and then the whole allocation (see `row_table` for what happens otherwise). A
+run of pages is registered in chunks (single calls of
 512 GiB fail on current drivers); where one fails those before it are taken back in reverse, the
 driver's last error is consumed, and `HostRegistrationError` names the code.
 
@@ -36,8 +38,9 @@ from .cuda_runtime import (
     cuda_runtime,
     error_name,
 )
+from .row_table import OWN_PAGES_BYTES
 
-__all__ = ["HostRegistration", "register_host_memory"]
+__all__ = ["HostRegistration", "register_host_memory", "shares_pages"]
 
 CHUNK_BYTES = 64 << 30
 _PAGE = mmap.PAGESIZE
@@ -249,7 +252,9 @@ def register_host_memory(
     Parameters
     ----------
     buffer : torch.Tensor, object with the buffer protocol, or (address, nbytes, owner)
-        `owner` keeps the memory alive.
+        A map, or a tensor or buffer of at least 64 MiB: of a tensor the whole storage is mapped.
+        With an address the caller vouches that the pages hold nothing else; `owner` keeps the
+        memory alive.
     read_only : bool
         For memory that this process itself may only read, such as a mapped file.
     chunk_bytes : int
@@ -265,7 +270,7 @@ def register_host_memory(
     Raises
     ------
     HostRegistrationError
-        Where the driver refuses; nothing stays registered.
+        Where the driver refuses, or the memory may share its pages; nothing stays registered.
     UnifiedAccessUnavailable
         Where there is no GPU or no driver.
     """
@@ -334,17 +339,35 @@ def _refused(run: _Pages, code: int) -> HostRegistrationError:
     )
 
 
+def shares_pages(nbytes: int) -> HostRegistrationError:
+    """Say why small memory of an allocator is not mapped where it is."""
+    return HostRegistrationError(
+        f"{nbytes:,} bytes of an allocator's memory may share pages with other memory, and CUDA "
+        "copies of that would fail once they are mapped: copy them to a HostTable, or pin them.",
+        0,
+        "shared pages",
+    )
+
+
 def _memory_of(buffer: Any) -> tuple[int, int, Any]:
     if isinstance(buffer, tuple):
         address, nbytes, owner = buffer
         return address, nbytes, owner
+    address, nbytes = _allocation(buffer)
+    if 0 < nbytes < OWN_PAGES_BYTES and not isinstance(buffer, mmap.mmap):
+        raise shares_pages(nbytes)
+    return address, nbytes, buffer
+
+
+def _allocation(buffer: Any) -> tuple[int, int]:
     if isinstance(buffer, torch.Tensor):
         if buffer.device.type != "cpu" or not buffer.is_contiguous():
             raise ParameterError(
                 "The 'buffer' parameter must be a contiguous tensor on the CPU. "
                 f"Got one on {buffer.device} with strides {tuple(buffer.stride())} instead."
             )
-        return buffer.data_ptr(), buffer.numel() * buffer.element_size(), buffer
+        storage = buffer.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
     import numpy as np
 
     try:
@@ -354,4 +377,4 @@ def _memory_of(buffer: Any) -> tuple[int, int, Any]:
             "The 'buffer' parameter must be a tensor or an object with the buffer protocol. "
             f"Got {type(buffer).__name__} instead ({error})."
         ) from None
-    return view.ctypes.data, view.nbytes, view
+    return view.ctypes.data, view.nbytes

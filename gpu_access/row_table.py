@@ -3,6 +3,12 @@
 Rows are bytes here. A row is contiguous, rows follow each other at a fixed stride (of at least a
 row), and nothing is said of where the first one begins. Kernels move *words*: the widest integers
 whose size divides all that matters, so any type travels bit by bit.
+
+**Pages of its own.** The driver maps whole pages. Where a page at an end of the rows holds other
+memory too, a CUDA copy of that other memory is taken for one of mapped memory, and fails or runs
+beyond the mapping ("invalid argument", "illegal memory access"). So a table says which *region* it
+is part of whose pages hold nothing else, and only regions are mapped, as a whole. A host table has
+one; so has a tensor whose storage is so large that allocators map it by itself.
 """
 
 from __future__ import annotations
@@ -17,10 +23,13 @@ import torch
 
 from ..dataplane.errors import ParameterError
 
-__all__ = ["WORDS", "RowTable", "word_bytes", "words_of"]
+__all__ = ["OWN_PAGES_BYTES", "WORDS", "RowTable", "word_bytes", "words_of"]
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer type of each word size."""
+
+OWN_PAGES_BYTES = 64 << 20
+"""Allocations of this size have pages of their own: glibc maps what is above 32 MiB by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +48,9 @@ class RowTable:
         Bytes from a row to the next.
     owner : object
         Keeps the memory alive.
+    region : (int, int) or None
+        Address and bytes of the memory, the rows among it, whose pages hold nothing else; None
+        where no such is known.
     """
 
     address: int
@@ -47,6 +59,7 @@ class RowTable:
     dtype: torch.dtype
     stride: int
     owner: Any
+    region: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> RowTable:
@@ -71,7 +84,10 @@ class RowTable:
                 f"{tuple(tensor.stride())} for shape {tuple(tensor.shape)}; pass "
                 "tensor.contiguous(), or copy it with HostTable.from_tensor."
             )
-        return cls(tensor.data_ptr(), len(tensor), shape, tensor.dtype, stride, tensor)
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() >= OWN_PAGES_BYTES
+        region = (storage.data_ptr(), storage.nbytes()) if alone else None
+        return cls(tensor.data_ptr(), len(tensor), shape, tensor.dtype, stride, tensor, region)
 
     @cached_property
     def row_bytes(self) -> int:

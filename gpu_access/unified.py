@@ -1,6 +1,6 @@
 """Unified tensors: host tables whose rows are asked for on the GPU and come there by themselves.
 
-    >>> table = UnifiedTensor.from_tensor(features)        # features: a CPU tensor, not copied
+    >>> table = UnifiedTensor.from_tensor(features)        # features: a CPU tensor
     >>> rows = table[ids]                                  # ids on CUDA: rows on CUDA, zero copy
     >>> future = table.gather_rows_async(next_ids)         # on a stream beside the training's
     >>> rows = future.wait()
@@ -35,7 +35,7 @@ from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
 from .gather import GatherFuture, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
 from .placement import resolve_placement
-from .registration import HostRegistration, register_host_memory
+from .registration import HostRegistration, register_host_memory, shares_pages
 from .row_table import RowTable
 from .stats import GatherStats
 
@@ -86,16 +86,22 @@ class UnifiedTensor:
         *,
         device: str | torch.device | None = None,
         backend: str = "auto",
+        copy: Literal["auto", True, False] = "auto",
     ) -> UnifiedTensor:
-        """Make a CPU tensor's memory readable for a GPU, where it is.
+        """Make a CPU tensor's rows readable for a GPU.
 
         Parameters
         ----------
         tensor : torch.Tensor or HostTable
-            Rows contiguous; kept alive. Changes to it are seen by later gathers.
+            Rows contiguous.
         device : device, optional
             Default: the current GPU where there is one, else the CPU.
         backend : {'auto', 'zero_copy', 'alias', 'staged', 'cpu'}
+        copy : {'auto', True, False}
+            ``'auto'`` leaves the tensor where it is, kept alive, and later gathers see what is
+            written to it; only where a GPU is to read memory that may share its pages with other
+            memory (a storage below 64 MiB that is not pinned; see `row_table`) it is copied to a
+            `HostTable`, once. ``False`` never copies: such memory is then staged.
 
         Raises
         ------
@@ -104,8 +110,11 @@ class UnifiedTensor:
         UnifiedAccessUnavailable
             Where the backend asked for does not work here.
         """
+        choice = select_backend(backend, device)
         table = tensor.table if isinstance(tensor, HostTable) else RowTable.of(tensor)
-        return cls(table, select_backend(backend, device), forced=backend != "auto")
+        if copy is True or (copy == "auto" and _must_be_copied(table, choice)):
+            table = HostTable.from_tensor(table.tensor()).table
+        return cls(table, choice, forced=backend != "auto")
 
     @classmethod
     def from_arrow(
@@ -127,8 +136,8 @@ class UnifiedTensor:
             As for `from_tensor`.
         copy : {'auto', True, False}
             ``'auto'`` leaves a column of one chunk where it is, and copies one of several chunks,
-            of booleans, or in memory that the driver does not map, to a `HostTable`. ``False``
-            raises where that would copy.
+            of booleans, or in memory that the driver does not map or that may share its pages (see
+            `from_tensor`), to a `HostTable`. ``False`` raises where that would copy.
         **layout
             Of the copy; as for `HostTable.allocate`.
 
@@ -138,10 +147,23 @@ class UnifiedTensor:
             For nulls, and for rows of variable length.
         UnifiedAccessUnavailable
         """
+        return cls._of_column(column, device, backend, copy, layout, mapped=False)
+
+    @classmethod
+    def _of_column(
+        cls,
+        column: Any,
+        device: str | torch.device | None,
+        backend: str,
+        copy: Literal["auto", True, False],
+        layout: dict[str, Any],
+        *,
+        mapped: bool,
+    ) -> UnifiedTensor:
         from .arrow_columns import in_place
 
         choice = select_backend(backend, device)
-        table = None if copy is True else in_place(column)
+        table = None if copy is True else in_place(column, mapped=mapped)
         if table is not None:
             try:
                 return cls(table, choice, forced=True)
@@ -179,7 +201,7 @@ class UnifiedTensor:
         from .arrow_columns import column_of_file
 
         values = column_of_file(Path(path), column)
-        made = cls.from_arrow(values, device=device, backend=backend, copy=copy, **layout)
+        made = cls._of_column(values, device, backend, copy, layout, mapped=True)
         options = {"device": device, "backend": backend, "copy": copy, **layout}
         made._origin = (os.path.abspath(path), column, options)
         return made
@@ -305,7 +327,7 @@ class UnifiedTensor:
     @property
     def device_ptr(self) -> int | None:
         """The GPU's address of the first row; None unless the memory is mapped."""
-        return None if self._registration is None else self._registration.device_ptr
+        return None if self._registration is None else self.table.address
 
     def pin_memory_(self) -> UnifiedTensor:
         """Map the memory for the GPU, where it is; nothing where it is mapped.
@@ -378,14 +400,27 @@ def _from_file(path: str, column: str | None, options: dict[str, Any]) -> Unifie
     return UnifiedTensor.from_file(path, column, **options)
 
 
+def _must_be_copied(table: RowTable, choice: BackendChoice) -> bool:
+    """Whether a GPU is to read memory that cannot be mapped where it is."""
+    mapped = choice.name in ("zero_copy", "alias")
+    return mapped and table.region is None and not _is_pinned(table)
+
+
+def _is_pinned(table: RowTable) -> bool:
+    return isinstance(table.owner, torch.Tensor) and table.owner.is_pinned()
+
+
 def _register(table: RowTable, device: torch.device) -> HostRegistration:
     """Map a table for a device: as memory that is written, else as memory that is only read."""
-    memory = (table.address, table.nbytes, table.owner)
     if device.type != "cuda":
-        return register_host_memory(memory)  # says why there is no GPU
+        # Says why there is no GPU.
+        return register_host_memory((table.address, table.nbytes, table.owner))
     with torch.cuda.device(device):
-        if isinstance(table.owner, torch.Tensor) and table.owner.is_pinned():
+        if _is_pinned(table):
             return HostRegistration.of_pinned(table.address, table.nbytes, table.owner)
+        if table.region is None:
+            raise shares_pages(table.nbytes)
+        memory = (*table.region, table.owner)
         try:
             return register_host_memory(memory)
         except HostRegistrationError as error:

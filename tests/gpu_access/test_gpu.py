@@ -22,6 +22,7 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.gpu_access import HostTable, UnifiedTensor, register_host_memory, select_backend
 from batchloom.gpu_access.cuda_runtime import READ_ONLY_SUPPORTED, SAME_POINTER, cuda_runtime
+from batchloom.gpu_access.row_table import OWN_PAGES_BYTES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,6 +66,20 @@ def random_rows(dtype, width, *, offset=0, rows=ROWS, seed=0):
     if dtype == torch.bool:
         bits &= 1
     return bits.view(dtype)[offset:].view(rows, width)
+
+
+@pytest.fixture(scope="module")
+def arena():
+    """Memory that has its pages to itself, so that what is placed in it is mapped there."""
+    return torch.empty(OWN_PAGES_BYTES, dtype=torch.uint8)
+
+
+def placed(arena, rows, start):
+    """Return the same rows `start` bytes into the arena."""
+    count = rows.numel() * rows.element_size()
+    begin = -arena.data_ptr() % 4096 + start
+    there = arena[begin : begin + count].view(rows.dtype).view(rows.shape)
+    return there.copy_(rows)
 
 
 def bits(tensor):
@@ -139,14 +154,15 @@ def test_every_width_and_both_id_types(backend, width):
 
 @pytest.mark.parametrize("backend", ["zero_copy", "alias"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64], ids=str)
-def test_every_alignment(backend, dtype):
+def test_every_alignment(backend, dtype, arena):
     ids = torch.randint(0, ROWS, (300,))
     for start in (0, 16, 64, 80, 8, 4, 1):
         if start % dtype.itemsize:
             continue
         for width in (129, 200):
-            table = random_rows(dtype, width, offset=start // dtype.itemsize)
+            table = placed(arena, random_rows(dtype, width), start)
             unified = UnifiedTensor.from_tensor(table, backend=backend)
+            assert unified.table.address == table.data_ptr()
             out = torch.empty(301, width, dtype=dtype, device="cuda")[1:]
             assert same(unified.gather_rows(ids.cuda(), out=out), rows_of(table, ids))
     padded = HostTable.from_tensor(table, row_align=128)
@@ -272,8 +288,8 @@ def test_pinned_tensor_is_taken_as_it_is():
     assert table.is_pinned()
 
 
-def test_two_tensors_on_one_page():
-    base = torch.rand(64, 8)
+def test_two_tensors_on_one_page(arena):
+    base = placed(arena, torch.rand(64, 8), 0)
     first, second = UnifiedTensor.from_tensor(base[:32]), UnifiedTensor.from_tensor(base[32:])
     assert (first.backend, second.backend) == ("zero_copy", "zero_copy")
     first.release()
@@ -294,8 +310,39 @@ def test_unpin_and_pin():
         assert same(unified[ids], table)
 
 
+def test_neighbours_of_tables_are_copied_as_ever():
+    """Tables that share pages with other memory are not mapped where they are."""
+    kept = []
+    for size in range(1, 200):
+        table = torch.rand(size, 7)
+        unified = UnifiedTensor.from_tensor(table, backend="zero_copy")
+        assert unified.table.address != table.data_ptr()
+        neighbours = [torch.full((size, 9), float(n)) for n in range(4)]
+        kept.append((table, unified, neighbours))
+        for n, there in enumerate([x.cuda() for x in neighbours]):
+            assert float(there.sum()) == n * 9 * size
+            assert torch.equal(there.cpu(), neighbours[n])
+        ids = torch.arange(size)
+        assert same(unified[ids.cuda()], table)
+    small = UnifiedTensor.from_tensor(torch.rand(9, 7), copy=False)
+    assert small.backend == "staged"
+    assert "share pages" in small.backend_reason
+    with pytest.raises(UnifiedAccessUnavailable, match="share pages"):
+        UnifiedTensor.from_tensor(torch.rand(9, 7), copy=False, backend="zero_copy")
+
+
+def test_parts_of_a_large_tensor_are_copied_as_ever():
+    """The whole storage is mapped: a copy never crosses the end of what is."""
+    base = torch.rand(300_000, 64)
+    unified = UnifiedTensor.from_tensor(base[1001:200_003])
+    assert unified.backend == "zero_copy"
+    assert unified.table.address == base[1001].data_ptr()
+    assert float(base.cuda().double().sum()) == pytest.approx(float(base.double().sum()))
+    assert same(unified[on_gpu([0, 7])], base[[1001, 1008]])
+
+
 def test_someone_elses_registration_is_named():
-    table = torch.rand(1 << 20)
+    table = torch.rand(1 << 24)
     cudart = torch.cuda.cudart()
     page = table.data_ptr() // 4096 * 4096
     assert int(cudart.cudaHostRegister(page, 4 << 20, 0)) == 0
@@ -380,7 +427,7 @@ def test_mapped_file_is_read_where_it_is_or_copied(mapped_file, figures):
 
 
 def test_arrow_heap_column_in_place():
-    values = torch.rand(1000, 33)
+    values = torch.rand(600_000, 33)
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), 33)
     unified = UnifiedTensor.from_arrow(column.slice(10), copy=False)
     assert unified.backend == "zero_copy"
