@@ -93,7 +93,7 @@ def check_ids(ids: Any) -> torch.Tensor:
             if array.size and int(array.max()) >= 1 << 63:
                 raise RowIndexError(f"Row {int(array.max())} does not exist: no table has so many.")
             array = array.view(np.int64) if array.flags.c_contiguous else array.astype(np.int64)
-        if array.dtype.kind not in "iu":
+        if array.dtype.kind not in "iu" or array.ndim != 1:
             raise _wrong_ids(f"{array.dtype} of shape {array.shape}")
         if array.dtype not in (np.int32, np.int64):
             array = array.astype(np.int64)
@@ -168,7 +168,7 @@ def gather(
     on_gpu = out.device.type == "cuda"
     unchecked = backend.checks and ids.device.type == backend.ids_on
     checked_ids = ids if unchecked else _checked(ids, table.rows, backend)
-    if not table.row_bytes:
+    if not table.rows or not table.row_bytes:  # nothing to read
         if unchecked:
             check_rows(ids.cpu(), table.rows)
         return GatherFuture(out)
