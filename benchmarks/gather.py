@@ -241,7 +241,7 @@ def gpu_part(seconds: float, findings: list[dict[str, Any]], write: Callable[[],
 
 
 def gpu_rows(findings: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """Yield what the GPU's findings come to: 100,000 aligned rows of each size, and larger tables."""
+    """Yield what the GPU's findings come to: 100,000 rows of each size, and larger tables."""
     wanted = {"what": "gather", "ids": 100_000, "sort": False, "base": 0}
     plain = [f for f in findings if all(f.get(k) == v for k, v in wanted.items())]
     ours: dict[tuple[int, int], dict[str, Any]] = {}

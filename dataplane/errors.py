@@ -164,7 +164,7 @@ class ReleasedTableError(BatchloomError, RuntimeError):
     """A host table was used after its memory was released."""
 
 
-class UnifiedAccessUnavailable(BatchloomError, RuntimeError):  # noqa: N818: says what it is
+class UnifiedAccessUnavailable(BatchloomError, RuntimeError):  # noqa: N818
     """A GPU cannot read host memory in the way that was asked for; the message says why."""
 
 

@@ -18,10 +18,10 @@ from .stats import GatherStats
 
 __all__ = ["GatherFuture", "check_ids", "check_output", "check_rows", "check_sort", "gather"]
 
-# Sorting pays where a line holds several rows; and where a table is larger than the 1 GiB whose pages
-# a GPU has at hand (an H100, whatever the pages' size), if rows that follow each other are then near.
-# Measured with 512-byte rows, 100,000 ids: 1.9 times as fast at 2 GiB, 1.4 at 8 GiB; with a million
-# ids 3.1 times at 8 GiB; with 10,000 not at all, since the sort costs as much.
+# Sorting pays where a line holds several rows; and where a table is larger than the 1 GiB whose
+# pages a GPU has at hand (an H100, whatever the pages' size), if rows that follow each other are
+# then near. Measured with 512-byte rows, 100,000 ids: 1.9 times as fast at 2 GiB, 1.4 at 8 GiB;
+# with a million ids 3.1 times at 8 GiB; with 10,000 not at all, since the sort costs as much.
 _SORT_ROW_BYTES = 128
 _SORT_IDS = 20_000
 _PAGES_AT_HAND = 1 << 30
@@ -97,7 +97,7 @@ def check_ids(ids: Any) -> torch.Tensor:
             if array.size and int(array.max()) >= 1 << 63:
                 raise RowIndexError(f"Row {int(array.max())} does not exist: no table has so many.")
             array = array.view(np.int64) if array.flags.c_contiguous else array.astype(np.int64)
-        if array.dtype.kind not in "iu":
+        if array.dtype.kind not in "iu" or array.ndim != 1:
             raise _wrong_ids(f"{array.dtype} of shape {array.shape}")
         if array.dtype not in (np.int32, np.int64):
             array = array.astype(np.int64)
@@ -172,7 +172,7 @@ def gather(
     on_gpu = out.device.type == "cuda"
     unchecked = backend.checks and ids.device.type == backend.ids_on
     checked_ids = ids if unchecked else _checked(ids, table.rows, backend)
-    if not table.row_bytes:
+    if not table.rows or not table.row_bytes:  # nothing to read
         if unchecked:
             check_rows(ids.cpu(), table.rows)
         return GatherFuture(out)
