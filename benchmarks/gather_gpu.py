@@ -72,6 +72,9 @@ class GpuRun:
                 "backend": select_backend().name,
             }
         )
+        warm = self._ids(self._kept, 10_000, 200)  # clocks and the bus rise under load
+        for ids in warm:
+            self._kept.gather_rows(ids)
         self._limit = self._copy_rate()
         try:
             for step in (

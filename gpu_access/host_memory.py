@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from ..dataplane.errors import HostMemoryError, ParameterError, ReleasedTableError
-from .row_table import RowTable
+from .row_table import RowTable, note_region
 
 __all__ = ["LINE", "HostTable", "available_memory", "huge_page_bytes"]
 
@@ -95,6 +95,7 @@ class HostTable:
         stride = -(-math.prod(shape) * item // step) * step
         address, region, huge = _region(rows * stride, huge_pages)
         pages = address, rows * stride
+        note_region(*pages, region)
         return cls(RowTable(address, rows, shape, dtype, stride, region, pages), huge)
 
     @classmethod

@@ -40,7 +40,7 @@ from .cuda_runtime import (
 )
 from .row_table import OWN_PAGES_BYTES
 
-__all__ = ["HostRegistration", "register_host_memory", "shares_pages"]
+__all__ = ["HostRegistration", "is_registered", "register_host_memory", "shares_pages"]
 
 CHUNK_BYTES = 64 << 30
 _PAGE = mmap.PAGESIZE
@@ -141,6 +141,12 @@ class _Registry:
         for run in reversed(made):
             if self.runtime.unregister(run.start):
                 self.runtime.clear_error()
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether every page of a range is registered."""
+        with self._lock:
+            held = [r for r in self._runs if r.start < stop and start < r.stop]
+            return not list(_gaps(held, start, stop))
 
     @property
     def pages(self) -> list[tuple[int, int]]:
@@ -293,10 +299,19 @@ def register_host_memory(
             801,
             error_name(801),
         )
-    start = address // _PAGE * _PAGE
-    stop = -(-(address + nbytes) // _PAGE) * _PAGE
-    runs = registry.acquire(start, stop, flags, chunk, owner)
+    runs = registry.acquire(*_pages_of(address, nbytes), flags, chunk, owner)
     return HostRegistration(address, nbytes, flags, registry, runs, owner)
+
+
+def is_registered(address: int, nbytes: int, runtime: Runtime | None = None) -> bool:
+    """Return whether registrations of ours map all of a range."""
+    registry = _registry_of(cuda_runtime() if runtime is None else runtime)
+    return nbytes > 0 and registry.covers(*_pages_of(address, nbytes))
+
+
+def _pages_of(address: int, nbytes: int) -> tuple[int, int]:
+    """Return the first address of a range's pages, and the one after them."""
+    return address // _PAGE * _PAGE, -(-(address + nbytes) // _PAGE) * _PAGE
 
 
 def _give_back(

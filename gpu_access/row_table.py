@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,15 @@ import torch
 
 from ..dataplane.errors import ParameterError
 
-__all__ = ["OWN_PAGES_BYTES", "WORDS", "RowTable", "word_bytes", "words_of"]
+__all__ = [
+    "OWN_PAGES_BYTES",
+    "WORDS",
+    "RowTable",
+    "note_region",
+    "region_of",
+    "word_bytes",
+    "words_of",
+]
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer type of each word size."""
@@ -84,9 +93,7 @@ class RowTable:
                 f"{tuple(tensor.stride())} for shape {tuple(tensor.shape)}; pass "
                 "tensor.contiguous(), or copy it with HostTable.from_tensor."
             )
-        storage = tensor.untyped_storage()
-        alone = storage.nbytes() >= OWN_PAGES_BYTES
-        region = (storage.data_ptr(), storage.nbytes()) if alone else None
+        region = region_of(tensor)
         return cls(tensor.data_ptr(), len(tensor), shape, tensor.dtype, stride, tensor, region)
 
     @cached_property
@@ -140,6 +147,27 @@ class RowTable:
         block = (ctypes.c_char * self.nbytes).from_address(self.address)
         block._owner = self.owner  # type: ignore[attr-defined]
         return block
+
+
+_host_regions: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+
+def note_region(address: int, nbytes: int, owner: Any) -> None:
+    """Remember, as long as `owner` lives, that a range has its pages to itself."""
+    gone = weakref.ref(owner, lambda _: _host_regions.pop(address, None))
+    _host_regions[address] = nbytes, gone
+
+
+def region_of(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Return (address, bytes) of the pages that a CPU tensor's memory has to itself, if any."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() >= OWN_PAGES_BYTES:
+        return storage.data_ptr(), storage.nbytes()
+    first = tensor.data_ptr()
+    for address, (nbytes, _) in list(_host_regions.items()):
+        if address <= first < address + nbytes:
+            return address, nbytes
+    return None
 
 
 def word_bytes(table: RowTable, out_address: int = 0) -> int:

@@ -35,7 +35,12 @@ from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
 from .gather import GatherFuture, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
 from .placement import resolve_placement
-from .registration import HostRegistration, register_host_memory, shares_pages
+from .registration import (
+    HostRegistration,
+    is_registered,
+    register_host_memory,
+    shares_pages,
+)
 from .row_table import RowTable
 from .stats import GatherStats
 
@@ -407,7 +412,11 @@ def _must_be_copied(table: RowTable, choice: BackendChoice) -> bool:
 
 
 def _is_pinned(table: RowTable) -> bool:
-    return isinstance(table.owner, torch.Tensor) and table.owner.is_pinned()
+    """Whether the driver has the rows mapped already, from the first to the last byte."""
+    if not isinstance(table.owner, torch.Tensor) or not table.nbytes:
+        return False
+    rows = table.words(1)
+    return bool(rows[:1].is_pinned() and rows[-1:].is_pinned())
 
 
 def _register(table: RowTable, device: torch.device) -> HostRegistration:
@@ -416,14 +425,19 @@ def _register(table: RowTable, device: torch.device) -> HostRegistration:
         # Says why there is no GPU.
         return register_host_memory((table.address, table.nbytes, table.owner))
     with torch.cuda.device(device):
-        if _is_pinned(table):
-            return HostRegistration.of_pinned(table.address, table.nbytes, table.owner)
+        rows = table.address, table.nbytes
+        if is_registered(*rows):  # a part of memory that another table has mapped: share it
+            return register_host_memory((*rows, table.owner))
         if table.region is None:
+            if _is_pinned(table):
+                return HostRegistration.of_pinned(*rows, table.owner)
             raise shares_pages(table.nbytes)
         memory = (*table.region, table.owner)
         try:
             return register_host_memory(memory)
         except HostRegistrationError as error:
+            if error.code == 712 and _is_pinned(table):
+                return HostRegistration.of_pinned(*rows, table.owner)
             if error.code not in (1, 801):
                 raise
             return register_host_memory(memory, read_only=True)

@@ -128,7 +128,7 @@ def test_shared_page_keeps_both_memories():
 
 def test_garbage_is_released_before_its_memory_is_free():
     runtime = FakeRuntime()
-    tensor = torch.zeros(1 << 20)
+    tensor = torch.zeros(1 << 24)
     alive = weakref.ref(tensor)
     seen = []
     unregister = runtime.unregister
@@ -234,7 +234,7 @@ def test_released_at_exit():
         "    def unregister(self, address):\n"
         "        print('unregistered', super().unregister(address))\n"
         "        return 0\n"
-        "made = register_host_memory(torch.zeros(4), runtime=Telling())\n"
+        "made = register_host_memory(torch.zeros(1 << 24), runtime=Telling())\n"
         "kept = made\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -324,11 +324,19 @@ def test_threads():
 
 def test_buffers():
     runtime = FakeRuntime()
-    array = np.zeros(1000)
+    array = np.zeros(1 << 23)
     with register_host_memory(array, runtime=runtime) as made:
-        assert (made.address, made.nbytes) == (array.ctypes.data, 8000)
-    with register_host_memory(ctypes.create_string_buffer(100), runtime=runtime) as made:
+        assert (made.address, made.nbytes) == (array.ctypes.data, 8 << 23)
+    with register_host_memory(mmap.mmap(-1, 100), runtime=runtime) as made:
         assert made.nbytes == 100
+    tensor = torch.zeros(1 << 24)
+    with register_host_memory(tensor[100:200], runtime=runtime) as made:  # the whole storage
+        assert (made.address, made.nbytes) == (tensor.data_ptr(), 4 << 24)
+    small = (np.zeros(10), torch.zeros(10), ctypes.create_string_buffer(100))
+    for buffer in small:
+        with pytest.raises(HostRegistrationError, match="may share pages with other memory"):
+            register_host_memory(buffer, runtime=runtime)
+    assert runtime.mapped == {}
     with pytest.raises(ParameterError, match=r"'buffer' parameter must be a contiguous tensor"):
         register_host_memory(torch.zeros(4, 4).T, runtime=runtime)
     with pytest.raises(ParameterError, match=r"'buffer' parameter.*Got list instead"):

@@ -241,7 +241,7 @@ def with_runtime(monkeypatch):
 
 def test_registered_while_in_use(with_runtime):
     runtime = with_runtime(FakeRuntime())
-    table = random_rows(torch.float32, 4)
+    table = HostTable.from_tensor(random_rows(torch.float32, 4)).tensor
     made = UnifiedTensor.from_tensor(table)
     assert made.is_pinned
     assert made.device_ptr == table.data_ptr()
