@@ -37,10 +37,10 @@ from .shuffle import Shuffle
 from .stages import BatchStage, GroupStage, ReduceStage, SelectStage, Stage
 from .tasks import TASK_BYTES
 
-__all__ = ["JobSpec", "load_job", "resolve_stages"]
+__all__ = ["JobSpec", "load_job", "parse_epochs", "resolve_stages"]
 
 
-def _epochs(value: Any) -> Any:
+def parse_epochs(value: Any) -> tuple[int, int]:
     """Read "0:3", "3" and 3 as a half-open range."""
     found = value
     if isinstance(value, str):
@@ -62,7 +62,7 @@ def _path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Epochs = Annotated[tuple[int, int], BeforeValidator(_epochs)]
+Epochs = Annotated[tuple[int, int], BeforeValidator(parse_epochs)]
 PathText = Annotated[str, BeforeValidator(_path)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 
