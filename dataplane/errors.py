@@ -30,6 +30,10 @@ __all__ = [
     "MissingExtraError",
     "MissingFileError",
     "OnInvalid",
+    "PackedConflictError",
+    "PackedCorruptError",
+    "PackedError",
+    "PackedVersionError",
     "ParameterError",
     "ResumeMismatchError",
     "RowIdError",
@@ -131,6 +135,22 @@ class ManifestVersionError(ManifestError):
 
 class ManifestConflictError(ManifestError, FileExistsError):
     """The target holds another manifest already."""
+
+
+class PackedError(BatchloomError):
+    """Base of the packed tables' errors: a table is not there, or cannot serve what was asked."""
+
+
+class PackedCorruptError(PackedError):
+    """A packed table's bytes are not what its hashes say."""
+
+
+class PackedVersionError(PackedError):
+    """A packed table was written by a newer format than this reader knows."""
+
+
+class PackedConflictError(PackedError, FileExistsError):
+    """The target holds something else already."""
 
 
 class ResumeMismatchError(BatchloomError, ValueError):

@@ -152,7 +152,7 @@ class LocalTarget(Target):
         pass
 
 
-def check_space(folder: Path, bytes_needed: int) -> None:
+def check_space(folder: Path, bytes_needed: int, what: str = "The plan") -> None:
     """Raise `StorageError` where the disk has no room for what is about to be written."""
     there = folder
     while not there.exists():
@@ -161,7 +161,7 @@ def check_space(folder: Path, bytes_needed: int) -> None:
     free = status.f_bavail * status.f_frsize
     if status.f_blocks and bytes_needed > free:
         raise StorageError(
-            f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
+            f"{what} needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
             "Free some space or choose another target; nothing was written."
         )
 

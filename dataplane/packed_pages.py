@@ -1,0 +1,168 @@
+"""Pages: no row of a damaged one is ever delivered, and a page is checked once.
+
+A page is `PAGE_BYTES` of a file; its checksum (XXH3-64) stands in the table's file of page
+checksums. The bytes of a local table are mapped; when a gather first touches a page it is hashed.
+Once a column was seen whole nothing is looked at any more.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import PackedCorruptError, StorageError
+from .packed_header import PAGE_BYTES, PackedFile
+
+__all__ = ["MappedFile", "PageGuard", "corrupt", "untouched_pages"]
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+
+class MappedFile:
+    """A file of a local table as it lies in memory."""
+
+    def __init__(self, path: Path, record: PackedFile) -> None:
+        self.place, self.record = str(path), record
+        try:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise missing(self.place) from None
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be read: {error}. Check the storage.") from error
+        if len(self._map) != record.bytes:
+            raise wrong_size(self.place, record.bytes, len(self._map))
+        self.data = np.frombuffer(self._map, np.uint8)
+        self.address = int(self.data.ctypes.data)
+
+    def expect(self, start: int, stop: int) -> None:
+        """Say that a range of whole pages is about to be read."""
+        self._map.madvise(mmap.MADV_WILLNEED, start, min(stop, len(self._map)) - start)
+
+    def check_page(self, page: int) -> None:
+        """Raise `PackedCorruptError` unless a page is what it should be."""
+        import xxhash
+
+        data = self.data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
+        found, expected = xxhash.xxh3_64_intdigest(data), int(self.record.pages[page])
+        if found != expected:
+            raise corrupt(self.place, page, expected, found)
+
+
+def corrupt(place: str, page: int, expected: int, found: int) -> PackedCorruptError:
+    return PackedCorruptError(
+        f"{place}, page {page} (bytes {page * PAGE_BYTES:,} and on): expected checksum "
+        f"{expected:016x}, found {found:016x}. No row of it was delivered; copy the table again or "
+        "pack the dataset again."
+    )
+
+
+def missing(place: str) -> PackedCorruptError:
+    return PackedCorruptError(
+        f"{place} is missing; the packed table names it. Copy the table again or pack the dataset "
+        "again."
+    )
+
+
+def wrong_size(place: str, expected: int, found: int) -> PackedCorruptError:
+    return PackedCorruptError(
+        f"{place}: expected {expected:,} bytes, found {found:,}. The file is truncated or was "
+        "replaced; copy the table again or pack the dataset again."
+    )
+
+
+class PageGuard:
+    """The pages of one column of a local table; may be asked from several threads.
+
+    Parameters
+    ----------
+    files : sequence of MappedFile
+        One a chunk.
+    """
+
+    def __init__(self, files: Sequence[MappedFile]) -> None:
+        self._files = files
+        counts = np.array([len(f.record.pages) for f in files], dtype=np.int64)
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        self._base = np.array([f.address for f in files], dtype=np.uint64)
+        self._seen = np.zeros(int(self._first[-1]), dtype=bool)
+        self._left = len(self._seen)
+        self._asked = 0
+
+    @property
+    def whole(self) -> bool:
+        return self._left == 0
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def ensure(self, chunk: I64, address: U64, size: I64) -> None:
+        """Check the pages of some ranges that were not checked yet; see `mapped.Guard`."""
+        pages = untouched_pages(self._seen, self._first, self._base, chunk, address, size)
+        if len(pages):
+            self.check(pages)
+        self._asked += 1
+        if self._asked % 64 == 0 or len(pages):
+            self._left = len(self._seen) - int(np.count_nonzero(self._seen))
+
+    def check(self, pages: I64) -> None:
+        """Check pages, ascending, by their number in the column."""
+        file = np.searchsorted(self._first, pages, side="right") - 1
+        local = pages - self._first[file]
+        # What is on the disk only is asked for in long runs, before it is hashed page by page.
+        ends = np.flatnonzero((np.diff(pages) != 1) | (np.diff(file) != 0)) + 1
+        for run in np.split(np.arange(len(pages)), ends):
+            start, stop = int(local[run[0]]), int(local[run[-1]]) + 1
+            self._files[int(file[run[0]])].expect(start * PAGE_BYTES, stop * PAGE_BYTES)
+        for number, index, page in zip(
+            pages.tolist(), file.tolist(), local.tolist(), strict=True
+        ):
+            self._files[index].check_page(page)
+            self._seen[number] = True
+
+    def check_file(self, chunk: int) -> None:
+        """Check what was not checked yet of one file."""
+        first, stop = self._first[chunk], self._first[chunk + 1]
+        pages = first + np.flatnonzero(~self._seen[first:stop])
+        if len(pages):
+            self.check(pages)
+
+
+def untouched_pages(
+    seen: npt.NDArray[np.bool_], first: I64, base: U64, chunk: I64, address: U64, size: I64
+) -> I64:
+    """Return the pages under some ranges of bytes that are not marked in `seen`, ascending.
+
+    Parameters
+    ----------
+    seen : bool, shape (pages,)
+    first : int64, shape (c + 1,)
+        Number of each chunk's first page.
+    base : uint64, shape (c,)
+        Address of each chunk's file.
+    chunk : int64, shape (k,)
+    address : uint64, shape (k,)
+    size : int64, shape (k,)
+        Empty ranges touch nothing.
+    """
+    if not size.all():
+        kept = np.flatnonzero(size)
+        chunk, address, size = chunk[kept], address[kept], size[kept]
+    inside = (address - base[chunk]).view(np.int64)
+    start = inside // PAGE_BYTES + first[chunk]
+    stop = (inside + size - 1) // PAGE_BYTES + first[chunk]
+    ends = ~(seen[start] & seen[stop])
+    longer = np.flatnonzero(stop - start > 1)
+    if not ends.any() and not len(longer):
+        return np.empty(0, np.int64)
+    wanted = [start[ends], stop[ends]]
+    wanted += [np.arange(start[i], stop[i]) for i in longer]
+    pages = np.unique(np.concatenate(wanted))
+    return pages[~seen[pages]]
