@@ -1,0 +1,185 @@
+"""Random batches from a warm page cache: ours, the ceiling and the peers; `loader` says what is what.
+
+Each case is a fresh process (`peers.protocol`), all cases in an order drawn anew each round. What is
+compared is rows a CPU second, the best round of each, worker processes included; rows a second of
+the clock stand beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from batchloom.jobs import plan
+from environments import UnavailableError, run_peer
+from harness import say
+from loader_inputs import LoaderBench, count, last_line, pack, table_of, write_ipc
+
+__all__ = ["random_batches"]
+
+BATCH, WIDTH, CHUNKS = 256, 128, 62
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loader: its file in ``peers/``, and the variant of it.
+
+    Attributes
+    ----------
+    what : str
+    peer, variant : str
+    bar : float
+        How many times as fast the packed table must be; 0: no bar.
+    """
+
+    what: str
+    peer: str
+    variant: str
+    bar: float = 0.0
+
+
+CEILING = Case("numpy fancy index (g)", "ceiling", "index")
+COPY = Case("one memcpy of the same bytes", "ceiling", "memcpy")
+PACKED = Case("ManifestLoader, packed table", "ours", "packed")
+EVEN = Case("ManifestLoader, even IPC", "ours", "even")
+UNEVEN = Case(f"ManifestLoader, {CHUNKS} uneven chunks", "ours", "uneven")
+PEERS = (
+    Case("torch DataLoader, default collate", "pytorch", "default", 20),
+    Case("torch DataLoader, __getitems__", "pytorch", "getitems", 3),
+    Case("Hugging Face with_format('torch')", "huggingface", "torch", 40),
+    Case("Lance take", "lance", "take", 40),
+    Case("mosaicml-streaming", "mosaicml", "0", 200),
+    Case("mosaicml-streaming, 2 workers", "mosaicml", "2", 200),
+    Case("litdata", "litdata", "0", 200),
+    Case("litdata, 2 workers", "litdata", "2", 200),
+)
+
+
+@dataclass
+class Measured:
+    """What the rounds of one case gave: rows a CPU second, and a second of the clock."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    version: str = ""
+    failed: str = ""
+
+    @property
+    def rate(self) -> float:
+        return max(self.cpu, default=0.0)
+
+    def __str__(self) -> str:
+        return f"{count(self.rate)} rows/CPU s, {count(max(self.wall, default=0.0))} rows/s"
+
+
+def random_batches(bench: LoaderBench) -> None:
+    """Measure all cases and add their rows."""
+    source = write_source(bench.folder / "source", bench.sizes.rows)
+    ours = write_ours(bench.folder / "ours", source)
+    failed = _prepare(bench.folder, source)
+    cases = [CEILING, COPY, PACKED, EVEN, UNEVEN, *PEERS]
+    results = {case: Measured(failed=failed.get(case.peer, "")) for case in cases}
+    try:
+        pack(ours / "data.parquet", "x,y", ours / "packed")
+    except RuntimeError as error:
+        results[PACKED].failed = last_line(error)
+    draw = random.Random(0)
+    for number in range(bench.sizes.rounds):
+        say(f"random batches, round {number + 1} of {bench.sizes.rounds}")
+        turns = [case for case in cases if not results[case].failed]
+        draw.shuffle(turns)
+        for case in turns:
+            target = ours if case.peer == "ours" else bench.folder / case.peer
+            arguments = ("measure", source, target, case.variant, bench.sizes.seconds)
+            try:
+                found = json.loads(run_peer(case.peer, *arguments))
+            except UnavailableError as error:
+                results[case].failed = str(error)
+                continue
+            results[case].cpu.append(found["rows"] / found["cpu"])
+            results[case].wall.append(found["rows"] / found["wall"])
+            results[case].version = found["version"]
+    _add_rows(bench, results)
+
+
+def _add_rows(bench: LoaderBench, results: dict[Case, Measured]) -> None:
+    ceiling, copy, best = results[CEILING], results[COPY], results[PACKED]
+    for case, bar in ((PACKED, 1.5), (EVEN, 1.5), (UNEVEN, 0.7)):
+        mine = results[case]
+        ratio = mine.rate / ceiling.rate if ceiling.rate else 0.0
+        bench.add(
+            case.what,
+            mine.failed or str(mine),
+            f"{CEILING.what} {ceiling}",
+            f"{ratio:.2f} x (g)",
+            f">= {bar} x",
+            ratio >= bar,
+        )
+    share = best.rate / copy.rate if copy.rate else 0.0
+    bench.add("share of one memcpy", best.failed or str(best), str(copy), f"{share:.2f}")
+    for case in PEERS:
+        peer = results[case]
+        if peer.failed:
+            bench.add(f"{case.what}: did not run", "", peer.failed, "", f">= {case.bar:g} x")
+            continue
+        ratio = best.rate / peer.rate
+        bench.add(
+            f"packed against {case.what}",
+            best.failed or str(best),
+            f"{peer.version} {peer}",
+            f"{ratio:.1f} x",
+            f">= {case.bar:g} x",
+            ratio >= case.bar,
+        )
+
+
+def _prepare(folder: Path, source: Path) -> dict[str, str]:
+    """Let each peer write its own form; return why not, by peer."""
+    failed = {}
+    for peer in dict.fromkeys(case.peer for case in PEERS):
+        say(f"writing the form of {peer}")
+        try:
+            run_peer(peer, "prepare", source, folder / peer)
+        except UnavailableError as error:
+            failed[peer] = str(error)
+    return failed
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def write_source(folder: Path, rows: int) -> Path:
+    """Write ``x.npy`` and ``y.npy``, as all peers read them."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, (rows, WIDTH))
+    for start in range(0, rows, 100_000):
+        part = x[start : start + 100_000]
+        part[:] = draw.standard_normal(part.shape, np.float32)
+    x.flush()
+    np.save(folder / "y.npy", np.arange(rows))
+    return folder
+
+
+def write_ours(folder: Path, source: Path) -> Path:
+    """Write the forms that ManifestLoader reads, and a plan of each."""
+    folder.mkdir()
+    x, y = (np.load(source / f"{name}.npy", mmap_mode="r") for name in "xy")
+    rows = len(y)
+    even = np.arange(0, rows, -(-rows // CHUNKS))
+    uneven = np.sort(np.random.default_rng(1).choice(np.arange(1, rows), CHUNKS - 1, replace=False))
+    write_ipc(folder / "even.arrow", x, y, [*even.tolist(), rows])
+    write_ipc(folder / "uneven.arrow", x, y, [0, *uneven.tolist(), rows])
+    pq.write_table(table_of(x, y), folder / "data.parquet", row_group_size=1 << 16)
+    for form, data in (
+        ("even", "even.arrow"),
+        ("uneven", "uneven.arrow"),
+        ("packed", "data.parquet"),
+    ):
+        plan("shuffle", folder / data, out=folder / f"plan-{form}", batch_size=BATCH, epochs="0:8",
+             workers=0)  # fmt: skip
+    return folder
