@@ -202,6 +202,16 @@ class Epoch(ABC):
             side = {c.name: _side_at(plan.side[c.name], c, k, a, b) for c in self._side}
         return MicroBatch(plan.step.item(k), plan.micro.item(k), plan.rows[a:b], weights, side)
 
+    def run(self, start: int, count: int) -> BatchPlan:
+        """Return up to `count` micro-batches from `start` on, at least one, as views.
+
+        As many as stand together: where a block ends, so does the run.
+        """
+        if not 0 <= start < len(self):
+            raise IndexError(start)
+        plan, k = self._at(start)
+        return plan.slice(k, min(k + count, len(plan)))
+
     def plan(self, start: int = 0, stop: int | None = None) -> BatchPlan:
         """Return micro-batches `start` to `stop` as one plan; views where that costs nothing."""
         stop = len(self) if stop is None else stop

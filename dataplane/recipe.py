@@ -162,6 +162,12 @@ class RecipeEpoch(Epoch):
         self._chunk = index, plan
         return plan, 0
 
+    def run(self, start: int, count: int) -> BatchPlan:
+        if not 0 <= start < len(self):
+            raise IndexError(start)
+        most = max(1, _AHEAD_ROWS // self.recipe.batch_size)
+        return self._expanded(start, min(start + min(count, most), len(self)))
+
     def _plan(self, start: int, stop: int) -> BatchPlan:
         return self._expanded(start, stop)
 

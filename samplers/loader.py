@@ -12,33 +12,34 @@ resuming decide who gets which rows when, never which rows a step holds.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from ..dataplane.dataset import Dataset, DatasetLike
-from ..dataplane.errors import BatchloomError, ParameterError
+from ..dataplane.dataset import DatasetLike
+from ..dataplane.epochs import EpochRecord
+from ..dataplane.errors import BatchloomError, ParameterError, StorageError
 from ..dataplane.manifest import Manifest
-from ..dataplane.plan import MicroBatch, Ragged
-from ..dataplane.rows import RowReader
-from ..dataplane.snapshot import row_ids_to_int64
-from ..gpu_access.cpu import CpuGather, host_tensor
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
 from .batch import Batch
+from .buffers import Buffers, whole_buffers
 from .checks import require_int
+from .pieces import Pieces
 from .prefetch import Prefetched
-from .ranks import OnUneven, Share, resolve_ranks
-from .seeds import occurrence_seeds, row_seeds
-from .state import LoaderState
-from .walk import Epochs, Piece, PlanLike, PlanWalk, Start
+from .ranks import OnUneven, resolve_ranks
+from .row_source import RowSource, SourceOptions, Sources, row_bytes
+from .stats import LoaderStats, Meter
+from .transforms import Run, Transform, apply, as_they_are, in_line, on_threads
+from .walk import Cursor, Epochs, PlanLike, PlanWalk
+from .window import Window
 
 __all__ = ["ManifestLoader"]
 
-Prepared: TypeAlias = tuple[Any, LoaderState]
-"""What `transform` made of a batch, and the state once it is delivered."""
+_LARGEST_WINDOW = 64  # batches, where none is given
 
 
 class ManifestLoader:
@@ -47,8 +48,9 @@ class ManifestLoader:
     Parameters
     ----------
     plan : path, URI, Manifest or Series
-    dataset : path, URI, list, mapping or Dataset
-        The dataset that was planned; more files than planned are fine.
+    dataset : path, URI, list, mapping, Dataset or RowSource
+        The dataset that was planned; more files than planned are fine. A `RowSource` answers for
+        itself that its rows are those that were planned.
     columns : sequence of str, optional
         All columns when None.
     epochs : int or iterable of int, optional
@@ -59,13 +61,23 @@ class ManifestLoader:
         Where batches go. Arrow arrays stay on the host.
     transfer : {'auto', 'cpu'}
         How they get there.
+    window : int, optional
+        Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
+        many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
+        decoded or fetched, and 64 batches at most.
     prefetch : int
-        Batches that a background thread prepares ahead; 0: none, prepared in line.
+        Batches that a background thread has ready ahead of the caller; whole windows are prepared,
+        so it may be more. 0: no thread, prepared in line when the caller asks.
+    reuse_buffers : bool
+        Gather into the memory of earlier windows, where the source can: a batch, and any view of
+        its columns, is then valid only until the next one is asked for.
     on_uneven : {'error', 'pad'}
         What to do where the plan cannot be dealt to `world_size` ranks; see `ranks`.
     transform : callable, optional
         Called with each `Batch` on the host, in the background thread; may return anything. A
         `Batch` that it returns goes to the device. Key its randomness by ``batch.seeds``.
+    transform_threads : int
+        Threads that the transform runs on, results in order; 0: the background thread alone.
     follow : bool
         Wait for the members that a series gains, until `epochs` are complete.
     poll_seconds : float
@@ -101,7 +113,7 @@ class ManifestLoader:
     def __init__(
         self,
         plan: PlanLike,
-        dataset: DatasetLike,
+        dataset: DatasetLike | RowSource,
         *,
         columns: Sequence[str] | None = None,
         epochs: Epochs = None,
@@ -109,16 +121,22 @@ class ManifestLoader:
         world_size: int | None = None,
         device: str | torch.device = "cpu",
         transfer: Transfer = "auto",
+        window: int | None = None,
         prefetch: int = 2,
+        reuse_buffers: bool = False,
         on_uneven: OnUneven = "error",
-        transform: Callable[[Batch], Any] | None = None,
+        transform: Transform | None = None,
+        transform_threads: int = 0,
         follow: bool = False,
         poll_seconds: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
         cache_bytes: int = 256 << 20,
         verify: Literal["header", "all"] = "header",
     ) -> None:
+        if window is not None:
+            require_int("window", window, 1)
         require_int("prefetch", prefetch, 0)
+        require_int("transform_threads", transform_threads, 0)
         require_int("cache_bytes", cache_bytes, 0)
         check_transfer(transfer)
         _check_columns(columns)
@@ -133,11 +151,18 @@ class ManifestLoader:
             verify=verify,
             storage_options=storage_options,
         )
-        self._tables = _Tables(dataset, columns, storage_options, cache_bytes)
+        self._sources = Sources(
+            dataset,
+            SourceOptions(columns, self._device, transfer, cache_bytes, storage_options),
+        )
         for manifest in self._walk.members():
-            self._tables.bind(manifest)
+            self._sources.bind(manifest)
+        self._window = window
         self._prefetch = prefetch
+        self._reuse = reuse_buffers
         self._transform = transform
+        self._threads = transform_threads
+        self._meter = Meter()
         # Weak: an iteration that the caller dropped must be collected, which ends its thread.
         self._live: weakref.ref[_Iteration] | None = None
 
@@ -155,7 +180,7 @@ class ManifestLoader:
 
     @property
     def columns(self) -> list[str]:
-        return self._tables.columns
+        return list(self._sources.columns)
 
     def __len__(self) -> int:
         """Return the batches of a whole iteration, the same on every rank."""
@@ -163,10 +188,19 @@ class ManifestLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._end_live()
-        start = self._walk.begin()
-        iteration = _Iteration(self._walk, start, self._source(start))
+        cursor, stopped = self._walk.begin(), threading.Event()
+        buffers = Buffers() if self._reuse else None
+        runs = self._runs(cursor, buffers, stopped)
+        source: _Runs = runs
+        if self._prefetch:
+            source = Prefetched(runs, self._prefetch, stopped, lambda run: len(run.results))
+        iteration = _Iteration(source, cursor, self._meter, self._sources, buffers)
         self._live = weakref.ref(iteration)
         return iteration
+
+    def stats(self) -> LoaderStats:
+        """Return what was delivered so far, how fast, and how long the caller waited for it."""
+        return self._meter.stats(self._sources.stats())
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the caller stands, as JSON values; see `state`."""
@@ -190,7 +224,7 @@ class ManifestLoader:
     def close(self) -> None:
         """End the live iteration and its thread, and close the dataset's files."""
         self._end_live()
-        self._tables.close()
+        self._sources.close()
 
     def _end_live(self) -> None:
         live = None if self._live is None else self._live()
@@ -198,138 +232,147 @@ class ManifestLoader:
             live.replace()
         self._live = None
 
-    def _source(self, start: Start) -> Generator[Prepared, None, None] | Prefetched[Prepared]:
-        stopped = threading.Event()
-        prepared = self._prepared(start, stopped)
-        return Prefetched(prepared, self._prefetch, stopped) if self._prefetch else prepared
+    # --- from pieces to what the caller gets ------------------------------------------------------
 
-    def _prepared(self, start: Start, stopped: threading.Event) -> Generator[Prepared, None, None]:
-        for piece in self._walk.pieces(start, stopped):
-            yield self._finished(self._batch(piece)), piece.state
+    def _runs(
+        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
+    ) -> Generator[Run, None, None]:
+        windows = self._windows(cursor, buffers, stopped)
+        if self._transform is None:
+            yield from as_they_are(map(self._moved, windows))
+            return
+        if self._threads:
+            work = partial(apply, self._transform)
+            runs = on_threads(windows, work, self._transformed, threads=self._threads)
+        else:
+            runs = in_line(windows, self._transform, self._transformed)
+        for run in runs:
+            yield run._replace(results=[self._moved_result(r) for r in run.results])
 
-    def _batch(self, piece: Piece) -> Batch:
-        micro_batch, share = piece.micro_batch, piece.share
-        taken = slice(share.start, share.stop)
-        ids = micro_batch.rows[taken]
-        reader = self._tables.reader(piece.manifest)
-        columns = CpuGather(reader.schema).gather(ids, reader.visit(ids))
-        return Batch(
-            columns=columns,
-            rows=torch.from_numpy(row_ids_to_int64(ids).copy()),
-            weights=_weights(micro_batch, share),
-            seeds=torch.from_numpy(_seeds(piece)),
-            epoch=piece.record.epoch,
-            step=micro_batch.step,
-            micro=micro_batch.micro,
-            step_rows=piece.step_rows,
-            step_weight=piece.step_weight,
-            pad=torch.ones(len(ids), dtype=torch.bool) if share.pad else None,
-            side={c.name: _side(c.name, c.kind, piece) for c in piece.manifest.side_columns},
-        )
+    def _windows(
+        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
+    ) -> Iterator[Window]:
+        for pieces in self._walk.windows(cursor, self._window_size, stopped):
+            yield from self._gathered(pieces, buffers)
 
-    def _finished(self, batch: Batch) -> Any:
-        result: Any = batch
-        if self._transform is not None:
-            try:
-                result = self._transform(batch)
-            except Exception as error:
-                error.add_note(
-                    f"Raised by the loader's transform of epoch {batch.epoch}, step {batch.step}, "
-                    f"micro {batch.micro}."
-                )
+    def _window_size(self, manifest: Manifest, record: EpochRecord) -> int:
+        """Return how many batches of an epoch are gathered at once."""
+        if self._window is not None:
+            return self._window
+        source = self._sources.source(manifest)
+        rows = record.samples / record.micro_batches
+        if manifest.unit == "sliceable":
+            rows = max(1.0, rows / self.world_size)
+        fitting = source.window_bytes / (rows * row_bytes(source.schema))
+        return max(1, min(int(fitting), _LARGEST_WINDOW))
+
+    def _gathered(self, pieces: Pieces, buffers: Buffers | None) -> Iterator[Window]:
+        begun = time.perf_counter()
+        taken = None if buffers is None else buffers.take(len(pieces.ids))
+        try:
+            columns = self._sources.source(pieces.manifest).gather(pieces.ids, taken)
+        except StorageError:
+            raise
+        except BatchloomError:
+            if len(pieces) == 1:
                 raise
-        if isinstance(result, Batch) and self._device.type != "cpu":
-            return result.to(self._device, self._transfer)
-        return result
+            # One of the batches cannot be read: those before it can.
+            for index in range(len(pieces)):
+                yield from self._gathered(pieces.part(index, index + 1), buffers)
+            return
+        window = Window(pieces, columns)
+        if buffers is not None:
+            window.buffers = whole_buffers(columns, taken)
+        self._meter.spent("storage", time.perf_counter() - begun)
+        yield window
+
+    def _transformed(self, seconds: float) -> None:
+        self._meter.spent("transform", seconds)
+
+    def _moved(self, window: Window) -> Window:
+        if self._device.type == "cpu":
+            return window
+        begun = time.perf_counter()
+        window.to(self._device, self._transfer)
+        self._meter.spent("transfer", time.perf_counter() - begun)
+        return window
+
+    def _moved_result(self, result: Any) -> Any:
+        if self._device.type == "cpu" or not isinstance(result, Batch):
+            return result
+        begun = time.perf_counter()
+        moved = result.to(self._device, self._transfer)
+        self._meter.spent("transfer", time.perf_counter() - begun)
+        return moved
+
+
+_Runs = Generator[Run, None, None] | Prefetched[Run]
 
 
 class _Iteration(Iterator[Any]):
-    """One way through the plan; holds the loader's state up to date."""
+    """One way through the plan; its cursor says where the caller stands."""
 
     def __init__(
         self,
-        walk: PlanWalk,
-        start: Start,
-        source: Generator[Prepared, None, None] | Prefetched[Prepared],
+        source: _Runs,
+        cursor: Cursor,
+        meter: Meter,
+        sources: Sources,
+        buffers: Buffers | None,
     ) -> None:
-        self._walk = walk
-        self._start = start
         self._source = source
+        self._cursor = cursor
+        self._meter = meter
+        self._sources = sources
+        self._buffers = buffers
+        self._window: Window | None = None
+        self._results: list[Any] = []
+        self._next, self._first = 0, 0
         self._ended = self._replaced = False
+        meter.begin()
 
     def __next__(self) -> Any:
+        # Of the loader's own work, this is all that is done for each batch.
+        at = self._next
+        if at == len(self._results):
+            self._results, self._next = [], 0
+            self._take()
+            at = 0
+        self._next = at + 1
+        cursor = self._cursor
+        cursor.pieces, cursor.index = self._pieces, self._first + at
+        return self._results[at]
+
+    def _take(self) -> None:
+        """Wait for what comes next."""
         if self._replaced:
             raise BatchloomError(
                 "This iteration was ended by a newer iter() or load_state_dict() of its loader. "
                 "Make a second loader to read a plan twice at once."
             )
+        begun = time.perf_counter()
         try:
-            result, state = next(self._source)
+            run = next(self._source)
         except BaseException:
             self._ended = True
             raise
-        self._walk.deliver(self._start, state)
-        return result
+        last, self._window = self._window, run.window
+        if self._buffers is not None and last is not None and last is not run.window:
+            self._buffers.give(last.buffers)
+        self._pieces, self._first, self._results = run.pieces, run.first, run.results
+        self._meter.took(self._cursor, run, begun)
+        self._meter.warn(self._sources.stats)
 
     def close(self) -> None:
         """Stop preparing batches; the iteration is over."""
         self._ended = True
         self._source.close()
+        self._results, self._next = [], 0
 
     def replace(self) -> None:
         """Close, and let a caller who goes on all the same know."""
         self._replaced = not self._ended
         self.close()
-
-
-class _Tables:
-    """The dataset as each manifest planned it; one is open for reading at a time."""
-
-    def __init__(
-        self,
-        data: DatasetLike,
-        columns: Sequence[str] | None,
-        storage_options: Mapping[str, Any] | None,
-        cache_bytes: int,
-    ) -> None:
-        self._data = data
-        self._columns = columns
-        self._storage_options = storage_options
-        self._cache_bytes = cache_bytes
-        self._datasets: dict[Any, Dataset] = {}
-        self._keys: dict[str, Any] = {}
-        self._open: tuple[Any, RowReader] | None = None
-        self.columns: list[str] = []
-
-    def bind(self, manifest: Manifest) -> None:
-        """Check that the rows which the manifest planned are there, unchanged; once."""
-        if manifest.manifest_id in self._keys:
-            return
-        # Members of a series mostly share a snapshot; then one check serves them all.
-        key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
-        if key not in self._datasets:
-            dataset = manifest.open_dataset(self._data, storage_options=self._storage_options)
-            RowReader(dataset, self._columns)  # refuses columns that are not there
-            self._datasets[key] = dataset
-        self._keys[manifest.manifest_id] = key
-        if not self.columns:
-            self.columns = self._reader(key).columns
-
-    def reader(self, manifest: Manifest) -> RowReader:
-        self.bind(manifest)
-        return self._reader(self._keys[manifest.manifest_id])
-
-    def _reader(self, key: Any) -> RowReader:
-        if self._open is None or self._open[0] != key:
-            self.close()
-            reader = RowReader(self._datasets[key], self._columns, cache_bytes=self._cache_bytes)
-            self._open = (key, reader)
-        return self._open[1]
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
 
 
 def _check_columns(columns: Any) -> None:
@@ -340,39 +383,3 @@ def _check_columns(columns: Any) -> None:
             "The 'columns' parameter must be a list of different column names. "
             f"Got {columns!r} instead."
         )
-
-
-def _weights(micro_batch: MicroBatch, share: Share) -> torch.Tensor:
-    rows = share.stop - share.start
-    if share.pad:
-        return torch.zeros(rows)
-    if micro_batch.weights is None:
-        return torch.ones(rows)
-    return torch.from_numpy(micro_batch.weights[share.start : share.stop].copy())
-
-
-def _seeds(piece: Piece) -> np.ndarray[Any, np.dtype[np.int64]]:
-    micro_batch, share, epoch = piece.micro_batch, piece.share, piece.record.epoch
-    rows = micro_batch.rows[share.start : share.stop]
-    if piece.record.coverage != "with_replacement":
-        return row_seeds(piece.manifest.seed, epoch, rows)
-    return occurrence_seeds(
-        piece.manifest.seed,
-        epoch,
-        rows,
-        step=micro_batch.step,
-        micro=micro_batch.micro,
-        first_position=share.start,
-    )
-
-
-def _side(name: str, kind: str, piece: Piece) -> Any:
-    """Return one side column of the rows taken, as memory of our own."""
-    value, share = piece.micro_batch.side[name], piece.share
-    if kind == "batch":
-        return value.item()
-    if isinstance(value, Ragged):
-        part = value.slice(share.start, share.stop)
-        return Ragged(part.offsets.copy(), part.values.copy())
-    rows = piece.micro_batch.rows[share.start : share.stop]
-    return host_tensor(value[share.start : share.stop], rows, name)

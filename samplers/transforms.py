@@ -1,0 +1,149 @@
+"""From windows to what the caller gets: the transform, in line, on threads or in other processes.
+
+Whatever runs where, results come in the order of the plan, an error comes after the results before
+it, and it carries a note that names its batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+from .batch import Batch
+from .pieces import Pieces
+from .window import Window
+
+__all__ = ["Outcome", "Run", "Transform", "apply", "as_they_are", "in_line", "on_threads"]
+
+Transform: TypeAlias = Callable[[Batch], Any]
+
+
+class Run(NamedTuple):
+    """What the caller gets next: one result or many.
+
+    Attributes
+    ----------
+    window : Window
+        Whose batches they were.
+    first : int
+        Index in it of the first one.
+    results : list
+    """
+
+    window: Window
+    first: int
+    results: list[Any]
+
+    @property
+    def pieces(self) -> Pieces:
+        return self.window.pieces
+
+
+class Outcome(NamedTuple):
+    """What became of some batches: results, and the error that kept the others from one."""
+
+    results: list[Any]
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+
+def apply(transform: Transform, batches: Iterable[Batch]) -> Outcome:
+    """Transform batches up to the first that fails."""
+    begun, results = time.perf_counter(), []
+    for batch in batches:
+        try:
+            results.append(transform(batch))
+        except Exception as error:
+            error.add_note(
+                f"Raised by the loader's transform of epoch {batch.epoch}, step {batch.step}, "
+                f"micro {batch.micro}."
+            )
+            return Outcome(results, error, time.perf_counter() - begun)
+    return Outcome(results, None, time.perf_counter() - begun)
+
+
+def as_they_are(windows: Iterable[Window]) -> Iterator[Run]:
+    """Yield windows whose batches nothing is done to."""
+    for window in windows:
+        yield Run(window, 0, window.batches())
+
+
+def in_line(
+    windows: Iterable[Window], transform: Transform, spent: Callable[[float], None]
+) -> Generator[Run, None, None]:
+    """Transform one batch after the other in this thread."""
+    for window in windows:
+        for index, batch in enumerate(window.batches()):
+            outcome = apply(transform, [batch])
+            spent(outcome.seconds)
+            if outcome.error is not None:
+                raise outcome.error
+            yield Run(window, index, outcome.results)
+
+
+def on_threads(
+    windows: Iterable[Window],
+    work: Callable[[list[Batch]], Outcome],
+    spent: Callable[[float], None],
+    *,
+    threads: int,
+    together: int = 1,
+) -> Generator[Run, None, None]:
+    """Have batches transformed on threads, twice as many on the way as there are threads.
+
+    Parameters
+    ----------
+    windows : iterable of Window
+    work : callable
+        Transforms some batches.
+    spent : callable
+        Told the seconds that it took.
+    threads : int
+    together : int
+        Batches a call.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="batchloom-transform")
+    try:
+        for window, first, future in _ahead(windows, pool, work, 2 * threads, together):
+            outcome = future.result()
+            spent(outcome.seconds)
+            if outcome.results:
+                yield Run(window, first, outcome.results)
+            if outcome.error is not None:
+                raise outcome.error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(
+    windows: Iterable[Window],
+    pool: ThreadPoolExecutor,
+    work: Callable[[list[Batch]], Outcome],
+    depth: int,
+    together: int,
+) -> Iterator[tuple[Window, int, Future[Outcome]]]:
+    """Yield what is on the way, oldest first, as soon as more than `depth` calls are."""
+    on_the_way: deque[tuple[Window, int, Future[Outcome]]] = deque()
+    broken: BaseException | None = None
+    source = iter(windows)
+    while True:
+        try:
+            window = next(source)
+        except StopIteration:
+            break
+        except Exception as error:  # what was read before it still counts
+            broken = error
+            break
+        batches = window.batches()
+        for first in range(0, len(batches), together):
+            future = pool.submit(work, batches[first : first + together])
+            on_the_way.append((window, first, future))
+            if len(on_the_way) > depth:
+                yield on_the_way.popleft()
+    while on_the_way:
+        yield on_the_way.popleft()
+    if broken is not None:
+        raise broken
