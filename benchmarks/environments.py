@@ -44,13 +44,15 @@ def python_of(name: str) -> Path:
     return python
 
 
-def run_peer(name: str, *arguments: object) -> str:
+def run_peer(name: str, *arguments: object, **variables: str) -> str:
     """Run a peer's file in its environment and return the last line that it printed.
+
+    `variables` are added to the environment of the process.
 
     ``-P``: a peer's file is called like the package that it imports.
     """
     command = [python_of(name), "-P", PEERS / f"{name}.py", *map(str, arguments)]
-    lines = _run(command, PYTHONPATH=str(ROOT)).strip().splitlines()
+    lines = _run(command, PYTHONPATH=str(ROOT), **variables).strip().splitlines()
     if not lines:
         raise UnavailableError(f"{name} printed nothing")
     return lines[-1]

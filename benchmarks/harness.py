@@ -304,9 +304,7 @@ def say(text: str) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
-def run_benchmark(
-    title: str, run: Callable[..., Sequence[Row]], steps: Sequence[str] = ()
-) -> int:
+def run_benchmark(title: str, run: Callable[..., Sequence[Row]], steps: Sequence[str] = ()) -> int:
     """Read the options, run, print the table; return the exit code.
 
     Parameters

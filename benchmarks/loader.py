@@ -15,11 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import loader_speed
+import loader_storage
 from harness import Row, run_benchmark, run_steps
 from loader_inputs import SMALL, LoaderBench, LoaderSizes, last_line
 
 STEPS = {
     "random": loader_speed.random_batches,
+    "cold": loader_storage.cold_disk,
+    "store": loader_storage.object_store,
 }
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from harness import Finished, Row, run_process
+from environments import run_peer
+from harness import Finished, Row, run_process, say
 
 __all__ = [
     "GB",
     "SMALL",
+    "WIDTH",
     "LoaderBench",
     "LoaderSizes",
     "count",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 GB = 1_000_000_000
+WIDTH = 128
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,31 @@ class LoaderBench:
     sizes: LoaderSizes
     folder: Path
     rows: list[Row] = field(default_factory=list)
+    _formed: set[str] = field(default_factory=set)
+
+    @cached_property
+    def source(self) -> Path:
+        """Vectors and their numbers, as all peers read them: ``x.npy``, ``y.npy``."""
+        folder = self.folder / "source"
+        folder.mkdir()
+        draw = np.random.default_rng(0)
+        shape = (self.sizes.rows, WIDTH)
+        x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, shape)
+        for start in range(0, len(x), 100_000):
+            part = x[start : start + 100_000]
+            part[:] = draw.standard_normal(part.shape, np.float32)
+        x.flush()
+        np.save(folder / "y.npy", np.arange(len(x)))
+        return folder
+
+    def form(self, peer: str) -> Path:
+        """Return a peer's own form of the source, written once; UnavailableError if it cannot."""
+        target = self.folder / peer
+        if peer not in self._formed:
+            say(f"writing the form of {peer}")
+            run_peer(peer, "prepare", self.source, target)
+            self._formed.add(peer)
+        return target
 
     def add(
         self,

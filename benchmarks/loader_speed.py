@@ -1,8 +1,8 @@
-"""Random batches from a warm page cache: ours, the ceiling and the peers; `loader` says what is what.
+"""Random batches from a warm page cache: ours, the ceiling and the peers.
 
-Each case is a fresh process (`peers.protocol`), all cases in an order drawn anew each round. What is
-compared is rows a CPU second, the best round of each, worker processes included; rows a second of
-the clock stand beside it.
+Each case is a fresh process (`peers.protocol`), all cases in an order drawn anew each round. What
+is compared is rows a CPU second, the best round of each, worker processes included; rows a second
+of the clock stand beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loader_inputs import LoaderBench, count, last_line, pack, table_of, write_i
 
 __all__ = ["random_batches"]
 
-BATCH, WIDTH, CHUNKS = 256, 128, 62
+BATCH, CHUNKS = 256, 62
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Measured:
 
 def random_batches(bench: LoaderBench) -> None:
     """Measure all cases and add their rows."""
-    source = write_source(bench.folder / "source", bench.sizes.rows)
+    source = bench.source
     ours = write_ours(bench.folder / "ours", source)
-    failed = _prepare(bench.folder, source)
+    failed = _prepare(bench)
     cases = [CEILING, COPY, PACKED, EVEN, UNEVEN, *PEERS]
     results = {case: Measured(failed=failed.get(case.peer, "")) for case in cases}
     try:
@@ -137,32 +137,18 @@ def _add_rows(bench: LoaderBench, results: dict[Case, Measured]) -> None:
         )
 
 
-def _prepare(folder: Path, source: Path) -> dict[str, str]:
+def _prepare(bench: LoaderBench) -> dict[str, str]:
     """Let each peer write its own form; return why not, by peer."""
     failed = {}
     for peer in dict.fromkeys(case.peer for case in PEERS):
-        say(f"writing the form of {peer}")
         try:
-            run_peer(peer, "prepare", source, folder / peer)
+            bench.form(peer)
         except UnavailableError as error:
             failed[peer] = str(error)
     return failed
 
 
 # --- data -----------------------------------------------------------------------------------------
-
-
-def write_source(folder: Path, rows: int) -> Path:
-    """Write ``x.npy`` and ``y.npy``, as all peers read them."""
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, (rows, WIDTH))
-    for start in range(0, rows, 100_000):
-        part = x[start : start + 100_000]
-        part[:] = draw.standard_normal(part.shape, np.float32)
-    x.flush()
-    np.save(folder / "y.npy", np.arange(rows))
-    return folder
 
 
 def write_ours(folder: Path, source: Path) -> Path:

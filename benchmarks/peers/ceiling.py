@@ -11,11 +11,11 @@ import torch
 from peers.protocol import BATCH, run
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     """The source is its format."""
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     x, y = (np.load(source / f"{name}.npy", mmap_mode="r") for name in "xy")
     order = np.random.default_rng().permutation(len(y))
     for start in range(0, len(order) - BATCH + 1, BATCH):

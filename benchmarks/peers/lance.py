@@ -13,14 +13,14 @@ import torch
 from peers.protocol import BATCH, run
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     x, y = (np.load(source / f"{name}.npy", mmap_mode="r") for name in "xy")
     column = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
-    lance.write_dataset(pa.table({"x": column, "y": pa.array(y)}), str(target))
+    lance.write_dataset(pa.table({"x": column, "y": pa.array(y)}), target)
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
-    data = lance.dataset(str(target))
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
+    data = lance.dataset(target, storage_options={"allow_http": "true"})
     order = np.random.default_rng().permutation(data.count_rows())
     for start in range(0, len(order) - BATCH + 1, BATCH):
         table = data.take(order[start : start + BATCH], columns=["x", "y"]).combine_chunks()

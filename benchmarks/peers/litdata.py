@@ -27,12 +27,12 @@ class Row:
 _STRETCH = 8192
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     rows = len(np.load(source / "y.npy", mmap_mode="r"))
     litdata.optimize(
         fn=Row(source),
         inputs=list(range(0, rows, _STRETCH)),
-        output_dir=str(target),
+        output_dir=target,
         chunk_bytes="64MB",
         num_workers=1,
     )
@@ -41,9 +41,9 @@ def prepare(source: Path, target: Path) -> None:
 _kept: dict[str, Any] = {}
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     if not _kept:  # its workers stay for all epochs
-        data = litdata.StreamingDataset(str(target), shuffle=True, drop_last=True)
+        data = litdata.StreamingDataset(target, shuffle=True, drop_last=True)
         workers = int(variant)
         _kept["loader"] = litdata.StreamingDataLoader(
             data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0

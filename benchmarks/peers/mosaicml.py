@@ -4,10 +4,13 @@ Importing it needs torchvision, which what is measured does not: a module of tha
 the one class it asks for takes its place.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import importlib.machinery
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +39,10 @@ from peers.protocol import BATCH, run
 from torch.utils.data import DataLoader
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     x, y = (np.load(source / f"{name}.npy", mmap_mode="r") for name in "xy")
     columns = {"x": f"ndarray:float32:{x.shape[1]}", "y": "int64"}
-    with streaming.MDSWriter(out=str(target), columns=columns, size_limit=1 << 26) as writer:
+    with streaming.MDSWriter(out=target, columns=columns, size_limit=1 << 26) as writer:
         for row in range(len(y)):
             writer.write({"x": x[row], "y": y[row]})
 
@@ -47,12 +50,13 @@ def prepare(source: Path, target: Path) -> None:
 _kept: dict[str, Any] = {}
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     if not _kept:  # its workers stay for all epochs
         workers = int(variant)
-        data = streaming.StreamingDataset(
-            local=str(target), shuffle=True, shuffle_seed=7, batch_size=BATCH
-        )
+        place = {"local": target}
+        if "://" in target:
+            place = {"remote": target, "local": tempfile.mkdtemp(prefix="mosaicml-")}
+        data = streaming.StreamingDataset(**place, shuffle=True, shuffle_seed=7, batch_size=BATCH)
         _kept["loader"] = DataLoader(
             data, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
         )

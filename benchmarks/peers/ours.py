@@ -13,13 +13,13 @@ from peers.protocol import run
 DATA = {"packed": "packed", "even": "even.arrow", "uneven": "uneven.arrow"}
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     """The benchmark writes the forms: it makes plans of them, too."""
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     with_loader = ManifestLoader(
-        target / f"plan-{variant}", target / DATA[variant], columns=["x", "y"]
+        f"{target}/plan-{variant}", f"{target}/{DATA[variant]}", columns=["x", "y"]
     )
     for batch in with_loader:
         yield batch["x"], batch["y"]

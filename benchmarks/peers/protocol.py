@@ -4,9 +4,11 @@
     python peers/NAME.py measure SOURCE TARGET VARIANT SECONDS
 
 SOURCE holds ``x.npy`` (float32, rows x width) and ``y.npy`` (int64, the row's number); TARGET is
-the peer's own copy of it, in its own format. ``measure`` draws random batches for SECONDS after a
-warm-up and prints ``{"rows", "wall", "cpu", "version"}``; cpu holds the worker processes too. The
-first and the last batch are compared with SOURCE, so that nobody is fast by delivering other rows.
+the peer's own copy of it, in its own format: a folder, or a URI of an object store to which that
+was copied. ``measure`` draws random batches for SECONDS after a warm-up and prints ``{"rows",
+"all_rows", "wall", "cpu", "version"}``; ``all_rows`` holds those of the warm-up, ``cpu`` the worker
+processes too. The first and the last batch are compared with SOURCE, so that nobody is fast by
+delivering other rows.
 
 A peer gives `run` two functions: ``prepare(source, target)`` and
 ``batches(source, target, variant)``, which yields (x, y) tensors for one epoch or longer.
@@ -27,24 +29,30 @@ from harness import measured
 
 BATCH = 256
 
-Batches = Callable[[Path, Path, str], Iterator[tuple[Any, Any]]]
+Batches = Callable[[Path, str, str], Iterator[tuple[Any, Any]]]
 
 
-def run(prepare: Callable[[Path, Path], None], batches: Batches, version: str) -> None:
+def run(prepare: Callable[[Path, str], None], batches: Batches, version: str) -> None:
     """Do what the command line says."""
-    verb, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    verb, source, target = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     if verb == "prepare":
         prepare(source, target)
         print(json.dumps({"version": version}), flush=True)
         return
     variant, seconds = sys.argv[4], float(sys.argv[5])
     stream = _forever(lambda: batches(source, target, variant))
-    _drain(stream, seconds / 4)
+    warm, _, _ = _drain(stream, seconds / 4)
     cost = measured(lambda: _drain(stream, seconds), children=True)
     rows, first, last = cost.value
     for x, y in (first, last):
         _check(source, x, y)
-    made = {"rows": rows, "wall": cost.wall, "cpu": cost.cpu, "version": version}
+    made = {
+        "rows": rows,
+        "all_rows": warm + rows,
+        "wall": cost.wall,
+        "cpu": cost.cpu,
+        "version": version,
+    }
     print(json.dumps(made), flush=True)
     os._exit(0)  # not through the peers' own threads and workers, some of which linger
 

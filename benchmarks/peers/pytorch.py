@@ -19,18 +19,17 @@ class Whole(TensorDataset):
         return tuple(tensor[indices] for tensor in self.tensors)
 
 
-def prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: str) -> None:
     """The source is loaded into memory."""
 
 
-def batches(source: Path, target: Path, variant: str) -> Iterator[tuple[Any, Any]]:
+def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     tensors = [torch.from_numpy(np.load(source / f"{name}.npy")) for name in "xy"]
     if variant == "getitems":
         loader = DataLoader(Whole(*tensors), BATCH, shuffle=True, collate_fn=tuple)
     else:
         loader = DataLoader(TensorDataset(*tensors), BATCH, shuffle=True)
-    for x, y in loader:
-        yield x, y
+    yield from loader
 
 
 if __name__ == "__main__":
