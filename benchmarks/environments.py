@@ -8,6 +8,7 @@ runs in our own.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def _run(command: list[object], **variables: str) -> str:
     )
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = said[-1].strip() if said else f"exit code {done.returncode}"
-        raise UnavailableError(reason[:160])
+        errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        reason = (errors or said or [f"exit code {done.returncode}"])[-1]
+        raise UnavailableError(reason.strip()[:160])
     return done.stdout

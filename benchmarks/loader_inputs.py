@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,9 +97,22 @@ class LoaderBench:
         target = self.folder / peer
         if peer not in self._formed:
             say(f"writing the form of {peer}")
-            run_peer(peer, "prepare", self.source, target)
+            self.run_peer(peer, "prepare", target)
             self._formed.add(peer)
         return target
+
+    def run_peer(
+        self, peer: str, verb: str, target: object, *arguments: object, **variables: str
+    ) -> dict[str, Any]:
+        """Run a peer's file on the source; what it leaves behind goes with our folder."""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        said = run_peer(
+            peer, verb, self.source, target, *arguments, HOME=str(home), TMPDIR=str(home),
+            **variables,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(said)
+        return found
 
     def add(
         self,

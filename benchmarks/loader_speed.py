@@ -7,7 +7,6 @@ of the clock stand beside it.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from batchloom.jobs import plan
-from environments import UnavailableError, run_peer
+from environments import UnavailableError
 from harness import say
 from loader_inputs import LoaderBench, count, last_line, pack, table_of, write_ipc
 
@@ -78,8 +77,7 @@ class Measured:
 
 def random_batches(bench: LoaderBench) -> None:
     """Measure all cases and add their rows."""
-    source = bench.source
-    ours = write_ours(bench.folder / "ours", source)
+    ours = write_ours(bench.folder / "ours", bench.source)
     failed = _prepare(bench)
     cases = [CEILING, COPY, PACKED, EVEN, UNEVEN, *PEERS]
     results = {case: Measured(failed=failed.get(case.peer, "")) for case in cases}
@@ -94,9 +92,9 @@ def random_batches(bench: LoaderBench) -> None:
         draw.shuffle(turns)
         for case in turns:
             target = ours if case.peer == "ours" else bench.folder / case.peer
-            arguments = ("measure", source, target, case.variant, bench.sizes.seconds)
+            arguments = (target, case.variant, bench.sizes.seconds)
             try:
-                found = json.loads(run_peer(case.peer, *arguments))
+                found = bench.run_peer(case.peer, "measure", *arguments)
             except UnavailableError as error:
                 results[case].failed = str(error)
                 continue

@@ -20,7 +20,7 @@ def prepare(source: Path, target: str) -> None:
 
 
 def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
-    data = lance.dataset(target, storage_options={"allow_http": "true"})
+    data = lance.dataset(target)
     order = np.random.default_rng().permutation(data.count_rows())
     for start in range(0, len(order) - BATCH + 1, BATCH):
         table = data.take(order[start : start + BATCH], columns=["x", "y"]).combine_chunks()

@@ -17,7 +17,6 @@ A peer gives `run` two functions: ``prepare(source, target)`` and
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +53,6 @@ def run(prepare: Callable[[Path, str], None], batches: Batches, version: str) ->
         "version": version,
     }
     print(json.dumps(made), flush=True)
-    os._exit(0)  # not through the peers' own threads and workers, some of which linger
 
 
 def _forever(epoch: Callable[[], Iterator[tuple[Any, Any]]]) -> Iterator[tuple[Any, Any]]:
