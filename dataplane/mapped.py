@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -31,6 +32,8 @@ __all__ = [
     "Unguarded",
     "Validity",
 ]
+
+_GUESS_BITS = 13
 
 U64: TypeAlias = npt.NDArray[np.uint64]
 I64: TypeAlias = npt.NDArray[np.int64]
@@ -91,6 +94,24 @@ class ChunkTable:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @cached_property
+    def shift(self) -> np.uint64:
+        """Ids are looked up by their distance from the first one, without its last bits."""
+        if not len(self):
+            return np.uint64(0)
+        span = int(self.first[-1]) - int(self.first[0]) + int(self.rows[-1])
+        return np.uint64(max(0, span.bit_length() - _GUESS_BITS))
+
+    @cached_property
+    def guess(self) -> npt.NDArray[np.int32]:
+        """The chunk at the beginning of each such stretch of ids: near any chunk that is in it."""
+        if not len(self):
+            return np.zeros(1, np.int32)
+        span = int(self.first[-1]) - int(self.first[0])
+        begins = np.arange((span >> int(self.shift)) + 1, dtype=np.uint64) << self.shift
+        at: I64 = np.searchsorted(self.first, begins + self.first[0], side="right") - 1
+        return at.astype(np.int32)
 
     def refuse(self, row: int) -> RowIdError:
         """Return the error of an id that is in no chunk."""
@@ -165,6 +186,11 @@ class Validity:
     start: I64
     width: int
 
+    @cached_property
+    def any(self) -> bool:
+        """Whether some chunk has a null at this level."""
+        return bool(self.addresses.any())
+
 
 @dataclass(frozen=True)
 class MappedColumn:
@@ -181,7 +207,7 @@ class MappedColumn:
     values : uint64, shape (c,)
         Address of row 0 (or of item 0, where there are offsets).
     outer, inner : tuple of Validity
-        Of levels in which some chunk has nulls: above the items, and of the items.
+        Of the levels above the items, and of the values' own.
     offsets : uint64, shape (c,), optional
     offset_bytes : int
         4 or 8.

@@ -285,10 +285,8 @@ def map_files(field: pa.Field, files: Sequence[MappedFile], guard: PageGuard) ->
     def levels(first: int, widths: Sequence[int]) -> tuple[Validity, ...]:
         out = []
         for level, width in enumerate(widths, first):
-            found = [p.validity[level] for p in places]
-            if any(found):
-                start = np.zeros(len(files), np.int64)
-                out.append(Validity(addresses(found), start, width))
+            found = addresses([p.validity[level] for p in places])
+            out.append(Validity(found, np.zeros(len(files), np.int64), width))
         return tuple(out)
 
     if layout.kind == "arrow":

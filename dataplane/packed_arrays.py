@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,10 @@ __all__ = ["arrays_of", "dictionaries_of"]
 I64 = npt.NDArray[np.int64]
 
 
-def dictionaries_of(
-    files: Sequence[MappedFile], guard: PageGuard
-) -> Callable[[int], pa.Array]:
+def dictionaries_of(files: Sequence[MappedFile], guard: PageGuard) -> Callable[[int], pa.Array]:
     """Return what gives the dictionary of a chunk; its whole file is checked first."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def dictionary(chunk: int) -> pa.Array:
         return _batches(files[chunk], chunk, guard)[0].dictionary
 
@@ -34,7 +32,7 @@ def arrays_of(
 ) -> Callable[[int], tuple[I64, Sequence[pa.Array]]]:
     """Return what gives (first row of each array, arrays) of a chunk, checked first."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def arrays(chunk: int) -> tuple[I64, Sequence[pa.Array]]:
         found = _batches(files[chunk], chunk, guard)
         first = np.cumsum([0, *(len(a) for a in found)], dtype=np.int64)

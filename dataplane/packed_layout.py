@@ -142,9 +142,8 @@ def _levels(type_: pa.DataType) -> tuple[int, ...]:
 def pieces_of(array: pa.Array, layout: Layout) -> Pieces:
     """Return an array's values, offsets and validity; of any kind but arrow."""
     if layout.kind == "codes":
-        validity = step_validity(array.indices)
         codes = array.indices.cast(layout.physical.index_type, safe=False)
-        return Pieces(_flat(codes), None, (validity,), array.dictionary)
+        return Pieces(_flat(codes), None, (step_validity(codes),), array.dictionary)
     if layout.kind == "bytes":
         large = array.cast(layout.physical)
         offsets, base = _offsets(large)

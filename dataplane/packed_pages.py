@@ -51,7 +51,7 @@ class MappedFile:
         import xxhash
 
         data = self.data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-        found, expected = xxhash.xxh3_64_intdigest(data), int(self.record.pages[page])
+        found, expected = xxhash.xxh3_64_intdigest(data.data), int(self.record.pages[page])
         if found != expected:
             raise corrupt(self.place, page, expected, found)
 
@@ -121,9 +121,7 @@ class PageGuard:
         for run in np.split(np.arange(len(pages)), ends):
             start, stop = int(local[run[0]]), int(local[run[-1]]) + 1
             self._files[int(file[run[0]])].expect(start * PAGE_BYTES, stop * PAGE_BYTES)
-        for number, index, page in zip(
-            pages.tolist(), file.tolist(), local.tolist(), strict=True
-        ):
+        for number, index, page in zip(pages.tolist(), file.tolist(), local.tolist(), strict=True):
             self._files[index].check_page(page)
             self._seen[number] = True
 
@@ -164,5 +162,5 @@ def untouched_pages(
         return np.empty(0, np.int64)
     wanted = [start[ends], stop[ends]]
     wanted += [np.arange(start[i], stop[i]) for i in longer]
-    pages = np.unique(np.concatenate(wanted))
+    pages: I64 = np.unique(np.concatenate(wanted))
     return pages[~seen[pages]]

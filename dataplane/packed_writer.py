@@ -74,7 +74,7 @@ def pack_batches(
 ) -> list[PackedFile]:
     """Write `rows` rows that come in record batches, one file a column of the schema."""
     with ExitStack() as stack:
-        files = [
+        files: list[Any] = [
             stack.enter_context(_column_file(field, rows, folder)) for field in schema
         ]
         found = 0
@@ -107,7 +107,7 @@ class _ColumnFile:
         self._levels = [_Bits(folder) for _ in (*layout.outer, *layout.inner)]
         self._dictionary = _Dictionary()
         self._written = self._items = self._filled = 0
-        self._file: Any = open(self._path, "w+b", buffering=0)
+        self._file: Any = open(self._path, "w+b", buffering=0)  # noqa: SIM115
         head = MAGIC + b"\0\0" + schema_message(self._schema)
         self._at = len(head)
         self._body = self._at + len(self._message([0] * len(self._levels), [], 0))
@@ -141,7 +141,7 @@ class _ColumnFile:
         """Write the ends of some rows' items; the first row's start is where the last one ended."""
         absolute = offsets + self._items
         at = self._body + 8 * self._filled
-        data = memoryview(np.ascontiguousarray(absolute)).cast("B")
+        data = np.ascontiguousarray(absolute).data.cast("B")
         while data:
             sent = os.pwrite(self._file.fileno(), data, at)
             data, at = data[sent:], at + sent
@@ -210,7 +210,9 @@ class _ColumnFile:
         order.append(values)
         return [(0, 0) if b is None else (b[0] - self._body, b[1]) for b in order]
 
-    def _message(self, nulls: Sequence[int], buffers: Sequence[tuple[int, int]], body: int) -> bytes:
+    def _message(
+        self, nulls: Sequence[int], buffers: Sequence[tuple[int, int]], body: int
+    ) -> bytes:
         outer = len(self._layout.outer)
         entries = [self._rows] * outer
         below = self._items if outer else self._rows
@@ -314,7 +316,7 @@ class _ArrowFile:
         self._field, self._rows = field, rows
         self._path = folder / f".{uuid.uuid4().hex}.column"
         self._schema = pa.schema([field])
-        self._file: Any = open(self._path, "w+b", buffering=0)
+        self._file: Any = open(self._path, "w+b", buffering=0)  # noqa: SIM115
         self._writer: Any = None
 
     def __enter__(self) -> _ArrowFile:

@@ -314,12 +314,13 @@ def _commit(
     sums = np.concatenate([np.empty(0, np.uint64), *(f.pages for _, f in listed)])
     data = sums.astype("<u8").tobytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    record = {"name": f"pages-{sha256}.bin", "bytes": len(data), "sha256": sha256}
+    name = f"pages-{sha256}.bin"
+    record = {"name": name, "bytes": len(data), "sha256": sha256}
     header = header_bytes(parts, listed, record)
     if place.is_local:
         folder, final = Path(place.path), Path(os.path.realpath(target.path))
         with storing("Writing the packed table's header", folder):
-            write_synced(folder / record["name"], data)
+            write_synced(folder / name, data)
             if there is None:
                 write_synced(folder / HEADER, header)
         if there is not None:
@@ -327,7 +328,7 @@ def _commit(
         elif not publish(folder, final):
             return _won_by_another(parts, out, options)
     else:
-        put_if_absent(target.join(str(record["name"])), data)
+        put_if_absent(target.join(name), data)
         if there is not None:
             put(target.join(HEADER), header)
         elif not put_if_absent(target.join(HEADER), header):
