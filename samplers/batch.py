@@ -19,7 +19,7 @@ from ..gpu_access.transfer import Transfer, to_device
 if TYPE_CHECKING:
     from .window import Window
 
-__all__ = ["Batch", "BatchColumn"]
+__all__ = ["Batch", "BatchColumn", "batch_of"]
 
 BatchColumn: TypeAlias = "Column | Any"
 """A column of a batch: as gathered, or what `collate` made of it."""
@@ -221,7 +221,7 @@ class Batch(Mapping[str, BatchColumn]):
 
     def copy(self) -> Batch:
         """Return the batch on memory of its own, for whoever keeps it."""
-        values = self._all()
+        values = self.values_by_name()
 
         def copied(value: Any) -> Any:
             if hasattr(value, "clone"):
@@ -234,17 +234,19 @@ class Batch(Mapping[str, BatchColumn]):
 
         return Batch(**{name: copied(value) for name, value in values.items()})
 
-    def _all(self) -> dict[str, Any]:
+    def values_by_name(self) -> dict[str, Any]:
+        """Return all that the constructor takes; what was not asked for yet is made."""
         facts = {name: self._fact(name) for name in _FACTS}
         place = {name: getattr(self, name) for name in _PLACE}
         return {"columns": dict(self.columns), **place, **facts}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (self.copy()._all(),)
+        return batch_of, (self.copy().values_by_name(),)
 
 
 _NOTHING: dict[str, Any] = {}
 
 
-def _made(values: dict[str, Any]) -> Batch:
+def batch_of(values: Mapping[str, Any]) -> Batch:
+    """Return the batch of `Batch.values_by_name`."""
     return Batch(**values)

@@ -12,34 +12,33 @@ resuming decide who gets which rows when, never which rows a step holds.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..dataplane.dataset import DatasetLike
-from ..dataplane.epochs import EpochRecord
-from ..dataplane.errors import BatchloomError, ParameterError, StorageError
-from ..dataplane.manifest import Manifest
+from ..dataplane.errors import ParameterError
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
-from .batch import Batch
-from .buffers import Buffers, whole_buffers
+from .buffers import Buffers
 from .checks import require_int
-from .pieces import Pieces
-from .prefetch import Prefetched
+from .collate import Collate, resolve_collate
+from .iteration import Ahead, Iteration, prefetched
+from .pipeline import Pipeline
 from .ranks import OnUneven, resolve_ranks
-from .row_source import RowSource, SourceOptions, Sources, row_bytes
+from .row_source import RowSource, SourceOptions, Sources
 from .stats import LoaderStats, Meter
-from .transforms import Run, Transform, apply, as_they_are, in_line, on_threads
-from .walk import Cursor, Epochs, PlanLike, PlanWalk
-from .window import Window
+from .transforms import Transform
+from .walk import Epochs, PlanLike, PlanWalk
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from .progress import LiveLine
 
 __all__ = ["ManifestLoader"]
 
-_LARGEST_WINDOW = 64  # batches, where none is given
+_DEPTH_ON_DEVICE = 2
 
 
 class ManifestLoader:
@@ -65,19 +64,26 @@ class ManifestLoader:
         Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
         many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
         decoded or fetched, and 64 batches at most.
-    prefetch : int
+    prefetch : int, optional
         Batches that a background thread has ready ahead of the caller; whole windows are prepared,
-        so it may be more. 0: no thread, prepared in line when the caller asks.
+        so it may be more. 0: no thread, prepared in line when the caller asks. None: a thread from
+        the first window on that takes more than 0.2 ms a batch; on a device, from the start.
     reuse_buffers : bool
         Gather into the memory of earlier windows, where the source can: a batch, and any view of
         its columns, is then valid only until the next one is asked for.
     on_uneven : {'error', 'pad'}
         What to do where the plan cannot be dealt to `world_size` ranks; see `ranks`.
+    collate : {'jagged', 'padded'}, Padded, or mapping of str → these; optional
+        Tensors of ragged columns; for all of them, or for those named. See `collate`.
     transform : callable, optional
-        Called with each `Batch` on the host, in the background thread; may return anything. A
+        Called with each `Batch` on the host, where batches are prepared; may return anything. A
         `Batch` that it returns goes to the device. Key its randomness by ``batch.seeds``.
     transform_threads : int
-        Threads that the transform runs on, results in order; 0: the background thread alone.
+        Threads that it runs on, results in order; 0: the thread that prepares.
+    transform_workers : int
+        Processes that it runs in instead, for a transform that holds the GIL; see `workers`.
+    progress : bool
+        A live line on stderr, where that is a terminal.
     follow : bool
         Wait for the members that a series gains, until `epochs` are complete.
     poll_seconds : float
@@ -122,26 +128,35 @@ class ManifestLoader:
         device: str | torch.device = "cpu",
         transfer: Transfer = "auto",
         window: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         reuse_buffers: bool = False,
         on_uneven: OnUneven = "error",
+        collate: Collate = None,
         transform: Transform | None = None,
         transform_threads: int = 0,
+        transform_workers: int = 0,
         follow: bool = False,
         poll_seconds: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
         cache_bytes: int = 256 << 20,
         verify: Literal["header", "all"] = "header",
+        progress: bool = False,
     ) -> None:
         if window is not None:
             require_int("window", window, 1)
-        require_int("prefetch", prefetch, 0)
+        if prefetch is not None:
+            require_int("prefetch", prefetch, 0)
         require_int("transform_threads", transform_threads, 0)
+        require_int("transform_workers", transform_workers, 0)
         require_int("cache_bytes", cache_bytes, 0)
         check_transfer(transfer)
         _check_columns(columns)
-        self._transfer: Transfer = transfer
-        self._device = resolve_device(device)  # here: the current GPU belongs to this thread
+        if transform is None and (transform_threads or transform_workers):
+            raise ParameterError(
+                "There is no transform for transform_threads or transform_workers to run: pass "
+                "transform=…, or leave them out."
+            )
+        device = resolve_device(device)  # here: the current GPU belongs to this thread
         self._walk = PlanWalk(
             plan,
             epochs=epochs,
@@ -151,20 +166,28 @@ class ManifestLoader:
             verify=verify,
             storage_options=storage_options,
         )
-        self._sources = Sources(
-            dataset,
-            SourceOptions(columns, self._device, transfer, cache_bytes, storage_options),
-        )
+        options = SourceOptions(columns, device, transfer, cache_bytes, storage_options)
+        self._sources = Sources(dataset, options)
         for manifest in self._walk.members():
             self._sources.bind(manifest)
-        self._window = window
-        self._prefetch = prefetch
-        self._reuse = reuse_buffers
-        self._transform = transform
-        self._threads = transform_threads
         self._meter = Meter()
+        self._pipeline = Pipeline(
+            self._walk,
+            self._sources,
+            self._meter,
+            device,
+            transfer,
+            window,
+            resolve_collate(collate, self._sources.schema),
+            transform,
+            transform_threads,
+            Workers(transform, transform_workers) if transform and transform_workers else None,
+        )
+        self._prefetch = _DEPTH_ON_DEVICE if prefetch is None and device.type != "cpu" else prefetch
+        self._reuse = reuse_buffers
+        self._line = _live_line() if progress else None
         # Weak: an iteration that the caller dropped must be collected, which ends its thread.
-        self._live: weakref.ref[_Iteration] | None = None
+        self._live: weakref.ref[Iteration] | None = None
 
     @property
     def rank(self) -> int:
@@ -180,7 +203,7 @@ class ManifestLoader:
 
     @property
     def columns(self) -> list[str]:
-        return list(self._sources.columns)
+        return list(self._sources.schema.names)
 
     def __len__(self) -> int:
         """Return the batches of a whole iteration, the same on every rank."""
@@ -190,13 +213,22 @@ class ManifestLoader:
         self._end_live()
         cursor, stopped = self._walk.begin(), threading.Event()
         buffers = Buffers() if self._reuse else None
-        runs = self._runs(cursor, buffers, stopped)
-        source: _Runs = runs
-        if self._prefetch:
-            source = Prefetched(runs, self._prefetch, stopped, lambda run: len(run.results))
-        iteration = _Iteration(source, cursor, self._meter, self._sources, buffers)
+        runs = self._pipeline.runs(cursor, buffers, stopped)
+        if self._prefetch is None:
+            source: Any = Ahead(runs, stopped)
+        else:
+            source = prefetched(runs, self._prefetch, stopped) if self._prefetch else runs
+        iteration = Iteration(source, cursor, self._meter, buffers, self._watch)
         self._live = weakref.ref(iteration)
         return iteration
+
+    def _watch(self, over: bool) -> None:
+        """Tell whoever wants to know, each time that the caller went on to another window."""
+        self._meter.warn(self._sources.stats)
+        if self._line is not None:
+            self._line.show(self._walk.state(), self.stats())
+            if over:
+                self._line.end()
 
     def stats(self) -> LoaderStats:
         """Return what was delivered so far, how fast, and how long the caller waited for it."""
@@ -222,9 +254,13 @@ class ManifestLoader:
         self._walk.set_epoch(epoch)
 
     def close(self) -> None:
-        """End the live iteration and its thread, and close the dataset's files."""
+        """End the live iteration, threads and worker processes, and close the dataset's files."""
         self._end_live()
         self._sources.close()
+        if self._pipeline.workers is not None:
+            self._pipeline.workers.close()
+        if self._line is not None:
+            self._line.end()
 
     def _end_live(self) -> None:
         live = None if self._live is None else self._live()
@@ -232,147 +268,11 @@ class ManifestLoader:
             live.replace()
         self._live = None
 
-    # --- from pieces to what the caller gets ------------------------------------------------------
 
-    def _runs(
-        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
-    ) -> Generator[Run, None, None]:
-        windows = self._windows(cursor, buffers, stopped)
-        if self._transform is None:
-            yield from as_they_are(map(self._moved, windows))
-            return
-        if self._threads:
-            work = partial(apply, self._transform)
-            runs = on_threads(windows, work, self._transformed, threads=self._threads)
-        else:
-            runs = in_line(windows, self._transform, self._transformed)
-        for run in runs:
-            yield run._replace(results=[self._moved_result(r) for r in run.results])
+def _live_line() -> LiveLine:
+    from .progress import LiveLine  # rich takes a tenth of a second to import
 
-    def _windows(
-        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
-    ) -> Iterator[Window]:
-        for pieces in self._walk.windows(cursor, self._window_size, stopped):
-            yield from self._gathered(pieces, buffers)
-
-    def _window_size(self, manifest: Manifest, record: EpochRecord) -> int:
-        """Return how many batches of an epoch are gathered at once."""
-        if self._window is not None:
-            return self._window
-        source = self._sources.source(manifest)
-        rows = record.samples / record.micro_batches
-        if manifest.unit == "sliceable":
-            rows = max(1.0, rows / self.world_size)
-        fitting = source.window_bytes / (rows * row_bytes(source.schema))
-        return max(1, min(int(fitting), _LARGEST_WINDOW))
-
-    def _gathered(self, pieces: Pieces, buffers: Buffers | None) -> Iterator[Window]:
-        begun = time.perf_counter()
-        taken = None if buffers is None else buffers.take(len(pieces.ids))
-        try:
-            columns = self._sources.source(pieces.manifest).gather(pieces.ids, taken)
-        except StorageError:
-            raise
-        except BatchloomError:
-            if len(pieces) == 1:
-                raise
-            # One of the batches cannot be read: those before it can.
-            for index in range(len(pieces)):
-                yield from self._gathered(pieces.part(index, index + 1), buffers)
-            return
-        window = Window(pieces, columns)
-        if buffers is not None:
-            window.buffers = whole_buffers(columns, taken)
-        self._meter.spent("storage", time.perf_counter() - begun)
-        yield window
-
-    def _transformed(self, seconds: float) -> None:
-        self._meter.spent("transform", seconds)
-
-    def _moved(self, window: Window) -> Window:
-        if self._device.type == "cpu":
-            return window
-        begun = time.perf_counter()
-        window.to(self._device, self._transfer)
-        self._meter.spent("transfer", time.perf_counter() - begun)
-        return window
-
-    def _moved_result(self, result: Any) -> Any:
-        if self._device.type == "cpu" or not isinstance(result, Batch):
-            return result
-        begun = time.perf_counter()
-        moved = result.to(self._device, self._transfer)
-        self._meter.spent("transfer", time.perf_counter() - begun)
-        return moved
-
-
-_Runs = Generator[Run, None, None] | Prefetched[Run]
-
-
-class _Iteration(Iterator[Any]):
-    """One way through the plan; its cursor says where the caller stands."""
-
-    def __init__(
-        self,
-        source: _Runs,
-        cursor: Cursor,
-        meter: Meter,
-        sources: Sources,
-        buffers: Buffers | None,
-    ) -> None:
-        self._source = source
-        self._cursor = cursor
-        self._meter = meter
-        self._sources = sources
-        self._buffers = buffers
-        self._window: Window | None = None
-        self._results: list[Any] = []
-        self._next, self._first = 0, 0
-        self._ended = self._replaced = False
-        meter.begin()
-
-    def __next__(self) -> Any:
-        # Of the loader's own work, this is all that is done for each batch.
-        at = self._next
-        if at == len(self._results):
-            self._results, self._next = [], 0
-            self._take()
-            at = 0
-        self._next = at + 1
-        cursor = self._cursor
-        cursor.pieces, cursor.index = self._pieces, self._first + at
-        return self._results[at]
-
-    def _take(self) -> None:
-        """Wait for what comes next."""
-        if self._replaced:
-            raise BatchloomError(
-                "This iteration was ended by a newer iter() or load_state_dict() of its loader. "
-                "Make a second loader to read a plan twice at once."
-            )
-        begun = time.perf_counter()
-        try:
-            run = next(self._source)
-        except BaseException:
-            self._ended = True
-            raise
-        last, self._window = self._window, run.window
-        if self._buffers is not None and last is not None and last is not run.window:
-            self._buffers.give(last.buffers)
-        self._pieces, self._first, self._results = run.pieces, run.first, run.results
-        self._meter.took(self._cursor, run, begun)
-        self._meter.warn(self._sources.stats)
-
-    def close(self) -> None:
-        """Stop preparing batches; the iteration is over."""
-        self._ended = True
-        self._source.close()
-        self._results, self._next = [], 0
-
-    def replace(self) -> None:
-        """Close, and let a caller who goes on all the same know."""
-        self._replaced = not self._ended
-        self.close()
+    return LiveLine()
 
 
 def _check_columns(columns: Any) -> None:

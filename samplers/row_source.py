@@ -188,7 +188,7 @@ class Sources:
         self._keys: dict[str, Any] = {}
         self._open: tuple[Any, RowSource] | None = None
         self._past = SourceStats()  # of sources that are closed
-        self.columns: list[str] = list(data.columns) if isinstance(data, RowSource) else []
+        self.schema = data.schema if isinstance(data, RowSource) else pa.schema([])
 
     def bind(self, manifest: Manifest) -> None:
         """Check that the rows which the manifest planned are there, unchanged; once."""
@@ -203,8 +203,8 @@ class Sources:
             open_source(dataset, self._options).close()  # refuses columns that are not there
             self._datasets[key] = dataset
         self._keys[manifest.manifest_id] = key
-        if not self.columns:
-            self.columns = self._source(key).columns
+        if not self.schema:
+            self.schema = self._source(key).schema
 
     def source(self, manifest: Manifest) -> RowSource:
         """Return the source of a manifest's rows."""

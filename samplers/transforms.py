@@ -6,10 +6,11 @@ it, and it carries a note that names its batch.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeAlias
 
 from .batch import Batch
@@ -17,6 +18,9 @@ from .pieces import Pieces
 from .window import Window
 
 __all__ = ["Outcome", "Run", "Transform", "apply", "as_they_are", "in_line", "on_threads"]
+
+_POLL = 0.1  # seconds between looks at whether anybody still waits
+_PATIENCE = 1.0  # seconds for calls to end by themselves
 
 Transform: TypeAlias = Callable[[Batch], Any]
 
@@ -88,11 +92,13 @@ def on_threads(
     windows: Iterable[Window],
     work: Callable[[list[Batch]], Outcome],
     spent: Callable[[float], None],
+    stopped: threading.Event,
     *,
     threads: int,
     together: int = 1,
+    abandon: Callable[[], None] | None = None,
 ) -> Generator[Run, None, None]:
-    """Have batches transformed on threads, twice as many on the way as there are threads.
+    """Have batches transformed on threads, twice as many calls on the way as there are threads.
 
     Parameters
     ----------
@@ -101,32 +107,49 @@ def on_threads(
         Transforms some batches.
     spent : callable
         Told the seconds that it took.
+    stopped : threading.Event
+        Nobody waits for results any more.
     threads : int
     together : int
         Batches a call.
+    abandon : callable, optional
+        Ends calls that are not done soon after nobody waits for them; without it they are awaited.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="batchloom-transform")
+    on_the_way: deque[_Call] = deque()
     try:
-        for window, first, future in _ahead(windows, pool, work, 2 * threads, together):
-            outcome = future.result()
+        for call in _calls(windows, pool, work, on_the_way, 2 * threads, together):
+            outcome = _result(call.future, stopped)
+            if outcome is None:
+                return
             spent(outcome.seconds)
             if outcome.results:
-                yield Run(window, first, outcome.results)
+                yield Run(call.window, call.first, outcome.results)
             if outcome.error is not None:
                 raise outcome.error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        late = wait([c.future for c in on_the_way], timeout=None if abandon is None else _PATIENCE)
+        if late.not_done and abandon is not None:
+            abandon()
+        pool.shutdown(wait=True)
 
 
-def _ahead(
+class _Call(NamedTuple):
+    window: Window
+    first: int
+    future: Future[Outcome]
+
+
+def _calls(
     windows: Iterable[Window],
     pool: ThreadPoolExecutor,
     work: Callable[[list[Batch]], Outcome],
+    on_the_way: deque[_Call],
     depth: int,
     together: int,
-) -> Iterator[tuple[Window, int, Future[Outcome]]]:
-    """Yield what is on the way, oldest first, as soon as more than `depth` calls are."""
-    on_the_way: deque[tuple[Window, int, Future[Outcome]]] = deque()
+) -> Iterator[_Call]:
+    """Yield the oldest call that is on the way, as soon as more than `depth` are."""
     broken: BaseException | None = None
     source = iter(windows)
     while True:
@@ -140,10 +163,22 @@ def _ahead(
         batches = window.batches()
         for first in range(0, len(batches), together):
             future = pool.submit(work, batches[first : first + together])
-            on_the_way.append((window, first, future))
+            on_the_way.append(_Call(window, first, future))
             if len(on_the_way) > depth:
-                yield on_the_way.popleft()
+                yield on_the_way[0]
+                on_the_way.popleft()
     while on_the_way:
-        yield on_the_way.popleft()
+        yield on_the_way[0]
+        on_the_way.popleft()
     if broken is not None:
         raise broken
+
+
+def _result(future: Future[Outcome], stopped: threading.Event) -> Outcome | None:
+    """Wait for a result; None when nobody waits for it any more."""
+    while True:
+        try:
+            return future.result(timeout=_POLL)
+        except TimeoutError:  # never the transform's own: that is in the outcome
+            if stopped.is_set():
+                return None
