@@ -201,7 +201,7 @@ who, plan, data, seconds = *sys.argv[1:4], float(sys.argv[4])
 def ours():
     from batchloom.samplers import ManifestLoader
     for batch in ManifestLoader(plan, data, columns=["tokens"], collate="jagged"):
-        yield batch.num_rows, batch["tokens"].values().numel()
+        yield batch.num_rows, batch["tokens"].values.numel()
 
 def padded(rows):
     tokens = [row["tokens"] for row in rows]
@@ -287,12 +287,18 @@ torch.set_num_threads(1)
 def pixels(raw):
     return torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(r))) for r in raw]))
 
-def ours():
+if who == "ours":
     from batchloom.samplers import ManifestLoader
     loader = ManifestLoader(
         plan, data, columns=["image", "y"], transform_threads=threads,
         transform=lambda b: b.with_columns(image=pixels(b["image"].to_pylist())),
     )
+else:
+    raw = pq.read_table(data)["image"].to_pylist()
+    order = np.random.default_rng(0).permutation(len(raw))
+    parts = [[raw[i] for i in order[k : k + 256]] for k in range(0, len(raw), 256)]
+
+def ours():
     total = 0
     for batch in loader:
         assert batch["image"].dtype == torch.uint8
@@ -300,9 +306,6 @@ def ours():
     return total
 
 def bare():
-    raw = pq.read_table(data)["image"].to_pylist()
-    order = np.random.default_rng(0).permutation(len(raw))
-    parts = [[raw[i] for i in order[k : k + 256]] for k in range(0, len(raw), 256)]
     total = 0
     with ThreadPoolExecutor(threads) as pool:
         for made in pool.map(pixels, parts):

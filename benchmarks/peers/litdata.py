@@ -9,6 +9,7 @@ from typing import Any
 import litdata
 import numpy as np
 import torch
+from litdata.streaming import downloader
 from peers.protocol import BATCH, run
 
 
@@ -43,6 +44,8 @@ _kept: dict[str, Any] = {}
 
 def batches(source: Path, target: str, variant: str) -> Iterator[tuple[Any, Any]]:
     if not _kept:  # its workers stay for all epochs
+        if target.startswith("s3://"):  # it has no option for a store without TLS, as ours is here
+            downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
         data = litdata.StreamingDataset(target, shuffle=True, drop_last=True)
         workers = int(variant)
         _kept["loader"] = litdata.StreamingDataLoader(
