@@ -106,7 +106,7 @@ class ChunkTable:
     @cached_property
     def guess(self) -> npt.NDArray[np.int32]:
         """The chunk at the beginning of each such stretch of ids: near any chunk that is in it."""
-        if not len(self):
+        if len(self) < 2:
             return np.zeros(1, np.int32)
         span = int(self.first[-1]) - int(self.first[0])
         begins = np.arange((span >> int(self.shift)) + 1, dtype=np.uint64) << self.shift
@@ -149,6 +149,10 @@ class ColumnChunks:
     addresses: U64
     row_bytes: int
     owner: Any = field(repr=False)
+
+    @cached_property
+    def table(self) -> ChunkTable:
+        return ChunkTable(self.first, self.rows)
 
     @classmethod
     def of_array(cls, array: npt.NDArray[Any], name: str = "x", first: int = 0) -> ColumnChunks:

@@ -18,10 +18,10 @@ table in the *order* of a plan holds the rows of one epoch of one manifest inste
 plan's blocks, with a column ``row`` that says which they are; there a row's address is its place in
 the epoch, and the table serves no other plan.
 
-**Pages** are 64 KiB of a file each, the last one what is left. ``pages-….bin`` holds the XXH3-64
-of every page of every file, in the order of ``files``, as little-endian u64. A page is checked when
-a row of it is first touched; no row of a damaged page is ever delivered. The SHA-256 of whole files
-is checked by ``verify``.
+**Pages** are 64 KiB of a file each, the last one what is left. ``pages-….bin`` holds the XXH3-128
+of every page of every file, in the order of ``files``, 16 bytes each. A page is checked when a row
+of it is first touched; no row of a damaged page is ever delivered. A file's ``sha256``, its name,
+is over its length and its pages' checksums.
 
 **packed.json** is canonical JSON as a manifest's header is: ``{table_id, header_sha256, identity,
 provenance}``. The identity (snapshot, packed fragments, columns with their types, order) gives the
@@ -45,20 +45,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .canonical import file_sha256
 from .errors import DatasetChangedError, PackedCorruptError
 from .mapped import ChunkTable, MappedColumn, MappedColumns, Validity
 from .packed_header import (
+    PAGE_SUM,
     Order,
     PackedFile,
+    PageSums,
     Place,
+    file_hash,
     malformed,
     pages_in,
     parts_of,
     read_header,
 )
 from .packed_layout import layout_of
-from .packed_pages import MappedFile, PageGuard, missing, wrong_size
+from .packed_pages import MappedFile, PageGuard, check_file, missing, wrong_size
 from .schemas import missing_column
 from .snapshot import Snapshot
 from .storage import Location, locate
@@ -159,10 +161,10 @@ class PackedTable:
         pages = self._read_pages(provenance["pages"])
         files, at = [], 0
         for value in provenance["files"]:
-            count = pages_in(int(value["bytes"]))
+            count = PAGE_SUM * pages_in(int(value["bytes"]))
             file = PackedFile.from_json(value, pages[at : at + count])
-            if len(file.pages) != count:
-                raise ValueError(f"there are no page checksums of {file.name}")
+            if file.sha256 != file_hash(file.bytes, file.pages):
+                raise ValueError(f"the page checksums are not those of {file.name}")
             files.append((int(value["chunk"]), file))
             at += count
         rows = dict(enumerate(r for _, r in self.parts.chunks()))
@@ -172,7 +174,7 @@ class PackedTable:
             raise ValueError(f"it lists {len(found)} files, {len(expected)} were expected")
         return files
 
-    def _read_pages(self, record: Mapping[str, Any]) -> npt.NDArray[np.uint64]:
+    def _read_pages(self, record: Mapping[str, Any]) -> PageSums:
         place = self.location.join(str(record["name"]))
         if not place.exists():
             raise missing(str(place))
@@ -182,7 +184,7 @@ class PackedTable:
         found = hashlib.sha256(data).hexdigest()
         if found != record["sha256"]:
             raise _wrong_hash(str(place), str(record["sha256"]), found)
-        return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
+        return data
 
     def _check_sizes(self) -> None:
         if not self.location.is_local:
@@ -262,14 +264,12 @@ class PackedTable:
         Raises
         ------
         PackedCorruptError
-            Naming file, expected and found.
+            Naming file, page, expected and found.
         """
         for file in {f.name: f for _, f in self.files}.values():
             place = self.location.join(file.name)
             with place.open() as opened:
-                found = file_sha256(opened)
-            if found != file.sha256:
-                raise _wrong_hash(str(place), file.sha256, found)
+                check_file(str(place), file, opened)
 
 
 def map_files(field: pa.Field, files: Sequence[MappedFile], guard: PageGuard) -> MappedColumn:

@@ -11,10 +11,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from .canonical import compact_json, pretty_json
@@ -35,12 +34,14 @@ __all__ = [
     "FORMAT",
     "HEADER",
     "PAGE_BYTES",
+    "PAGE_SUM",
     "SCHEMA_VERSION",
     "ColumnRecord",
     "Order",
     "PackedFile",
     "TableParts",
     "column_file_name",
+    "file_hash",
     "header_bytes",
     "identity_of",
     "read_header",
@@ -54,10 +55,14 @@ SCHEMA_VERSION = "1.0"
 PAGE_BYTES = 64 << 10
 """Bytes of a page: what is checked together, when a row of it is first touched."""
 
+PAGE_SUM = 16
+"""Bytes of a page's checksum, XXH3-128 in its canonical (big-endian) form."""
+
 _ENVELOPE = {"table_id", "header_sha256", "identity", "provenance"}
 _ADVICE = "Pack the dataset again."
 
-Place = tuple[int, int]
+Place: TypeAlias = tuple[int, int]
+PageSums: TypeAlias = bytes
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,10 @@ class PackedFile:
     column : str
     rows, bytes : int
     sha256 : str
+        Of its pages' checksums; see `file_hash`.
     places : ColumnRecord
-    pages : uint64, shape (pages,)
-        XXH3-64 of each `PAGE_BYTES` of the file.
+    pages : bytes
+        `PAGE_SUM` bytes for each `PAGE_BYTES` of the file.
     """
 
     name: str
@@ -104,7 +110,7 @@ class PackedFile:
     bytes: int
     sha256: str
     places: ColumnRecord
-    pages: npt.NDArray[np.uint64] = field(repr=False, compare=False)
+    pages: PageSums = field(repr=False, compare=False)
 
     def to_json(self, chunk: int) -> dict[str, Any]:
         return {
@@ -118,7 +124,7 @@ class PackedFile:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], pages: npt.NDArray[np.uint64]) -> PackedFile:
+    def from_json(cls, value: Mapping[str, Any], pages: PageSums) -> PackedFile:
         places = ColumnRecord(
             values=_place(value["values"]) or (0, 0),
             items=int(value["items"]),
@@ -141,6 +147,15 @@ def _place(value: Sequence[int] | None) -> Place | None:
 def pages_in(size: int) -> int:
     """Return how many pages a file has."""
     return -(-size // PAGE_BYTES)
+
+
+def file_hash(size: int, pages: bytes) -> str:
+    """Return the SHA-256 over a file's length (u64, little-endian) and its pages' checksums.
+
+    SHA-256 over all bytes would cost half as much again as decoding them. XXH3 finds damage, not
+    forgery; a table is derived data, and whoever can forge it can write its header.
+    """
+    return hashlib.sha256(size.to_bytes(8, "little") + pages).hexdigest()
 
 
 def column_file_name(sha256: str) -> str:

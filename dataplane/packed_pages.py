@@ -1,6 +1,6 @@
 """Pages: no row of a damaged one is ever delivered, and a page is checked once.
 
-A page is `PAGE_BYTES` of a file; its checksum (XXH3-64) stands in the table's file of page
+A page is `PAGE_BYTES` of a file; its checksum (XXH3-128) stands in the table's file of page
 checksums. The bytes of a local table are mapped; when a gather first touches a page it is hashed.
 Once a column was seen whole nothing is looked at any more.
 """
@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PackedCorruptError, StorageError
-from .packed_header import PAGE_BYTES, PackedFile
+from .packed_header import PAGE_BYTES, PAGE_SUM, PackedFile, pages_in
 
 __all__ = ["MappedFile", "PageGuard", "corrupt", "untouched_pages"]
+
+_READ_BYTES = 16 * PAGE_BYTES
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -48,19 +50,68 @@ class MappedFile:
 
     def check_page(self, page: int) -> None:
         """Raise `PackedCorruptError` unless a page is what it should be."""
-        import xxhash
+        check_page(self.place, self.record, page, self.data[_page(page)].data)
 
-        data = self.data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-        found, expected = xxhash.xxh3_64_intdigest(data.data), int(self.record.pages[page])
+
+def _page(page: int) -> slice:
+    return slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+
+
+def check_page(place: str, record: PackedFile, page: int, data: Any) -> None:
+    """Raise `PackedCorruptError` unless the bytes of a page are what they should be."""
+    import xxhash
+
+    found, expected = xxhash.xxh3_128_digest(data), _sum_of(record, page)
+    if found != expected:
+        raise corrupt(place, page, expected, found)
+
+
+def _sum_of(record: PackedFile, page: int) -> bytes:
+    return record.pages[page * PAGE_SUM : (page + 1) * PAGE_SUM]
+
+
+def page_sums(file: Any) -> tuple[bytes, int]:
+    """Return (checksums of all pages, bytes) of what is left to read of a binary file."""
+    import xxhash
+
+    sums, size = [], 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while count := _read_into(file, buffer):
+        sums += [
+            xxhash.xxh3_128_digest(buffer[at : min(at + PAGE_BYTES, count)])
+            for at in range(0, count, PAGE_BYTES)
+        ]
+        size += count
+    return b"".join(sums), size
+
+
+def _read_into(file: Any, buffer: memoryview) -> int:
+    """Fill a buffer, but at the end of the file."""
+    filled = 0
+    while filled < len(buffer):
+        count = file.readinto(buffer[filled:])
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def check_file(place: str, record: PackedFile, file: Any) -> None:
+    """Raise `PackedCorruptError` unless all bytes of an open file are what they should be."""
+    pages, size = page_sums(file)
+    if size != record.bytes:
+        raise wrong_size(place, record.bytes, size)
+    for page in range(0 if pages == record.pages else len(pages) // PAGE_SUM):
+        found, expected = pages[page * PAGE_SUM : (page + 1) * PAGE_SUM], _sum_of(record, page)
         if found != expected:
-            raise corrupt(self.place, page, expected, found)
+            raise corrupt(place, page, expected, found)
 
 
-def corrupt(place: str, page: int, expected: int, found: int) -> PackedCorruptError:
+def corrupt(place: str, page: int, expected: bytes, found: bytes) -> PackedCorruptError:
     return PackedCorruptError(
         f"{place}, page {page} (bytes {page * PAGE_BYTES:,} and on): expected checksum "
-        f"{expected:016x}, found {found:016x}. No row of it was delivered; copy the table again or "
-        "pack the dataset again."
+        f"{expected.hex()}, found {found.hex()}. No row of it was delivered; copy the table again "
+        "or pack the dataset again."
     )
 
 
@@ -89,7 +140,7 @@ class PageGuard:
 
     def __init__(self, files: Sequence[MappedFile]) -> None:
         self._files = files
-        counts = np.array([len(f.record.pages) for f in files], dtype=np.int64)
+        counts = np.array([pages_in(f.record.bytes) for f in files], dtype=np.int64)
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._base = np.array([f.address for f in files], dtype=np.uint64)
         self._seen = np.zeros(int(self._first[-1]), dtype=bool)
@@ -124,6 +175,12 @@ class PageGuard:
         for number, index, page in zip(pages.tolist(), file.tolist(), local.tolist(), strict=True):
             self._files[index].check_page(page)
             self._seen[number] = True
+
+    def check_all(self) -> None:
+        """Check what was not checked yet of the column."""
+        for chunk in range(len(self._files)):
+            self.check_file(chunk)
+        self._left = 0
 
     def check_file(self, chunk: int) -> None:
         """Check what was not checked yet of one file."""

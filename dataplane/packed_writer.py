@@ -8,7 +8,6 @@ A second pass over the file, which the operating system still holds in memory, h
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import uuid
@@ -25,14 +24,15 @@ from .errors import BatchloomError
 from .fragments import FragmentReader, FragmentRef
 from .ipc_frames import MAGIC, batch_message, closing, padded, schema_message
 from .ipc_messages import Block
-from .packed_header import PAGE_BYTES, ColumnRecord, PackedFile, column_file_name
+from .packed_header import ColumnRecord, PackedFile, column_file_name, file_hash
 from .packed_layout import Bools, Layout, layout_of, pieces_of
+from .packed_pages import page_sums
 from .storage import storing
 
 __all__ = ["pack_batches", "pack_fragment"]
 
 _WHAT = "Packing a column"
-_HASHED_BYTES = 16 * PAGE_BYTES
+_MOVED_BYTES = 1 << 20
 
 
 def pack_fragment(
@@ -250,7 +250,7 @@ class _Bits:
 
     def packed(self) -> Iterator[bytes]:
         self._file.seek(0)
-        while data := self._file.read(_HASHED_BYTES):
+        while data := self._file.read(_MOVED_BYTES):
             yield data
         yield np.packbits(self._rest, bitorder="little").tobytes()
 
@@ -348,23 +348,11 @@ def _physical(field: pa.Field, layout: Layout) -> pa.Field:
 
 def _named(file: Any, path: Path, name: str, rows: int, column: ColumnRecord) -> PackedFile:
     """Flush and hash a finished file, and name it by its hash."""
-    import xxhash
-
     file.flush()
     os.fsync(file.fileno())
     file.seek(0)
-    hasher, pages, size = hashlib.sha256(), [], 0
-    buffer = memoryview(bytearray(_HASHED_BYTES))
-    while count := file.readinto(buffer):
-        hasher.update(buffer[:count])
-        pages += [
-            xxhash.xxh3_64_intdigest(buffer[at : min(at + PAGE_BYTES, count)])
-            for at in range(0, count, PAGE_BYTES)
-        ]
-        size += count
-    sha256 = hasher.hexdigest()
+    pages, size = page_sums(file)
+    sha256 = file_hash(size, pages)
     final = path.with_name(column_file_name(sha256))
     path.replace(final)
-    return PackedFile(
-        final.name, name, rows, size, sha256, column, np.array(pages, dtype=np.uint64)
-    )
+    return PackedFile(final.name, name, rows, size, sha256, column, pages)

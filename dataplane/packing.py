@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
-from .commit import bring, publish, replace_file, staging, sync_path, write_synced
+from .commit import publish, replace_file, staging, sync_path, write_synced
 from .dataset import Dataset
 from .errors import DatasetChangedError, PackedConflictError, PackedError
 from .fragments import FragmentRef
 from .objects import probe, put, put_file, put_if_absent, refuse_no_store
 from .packed import PackedTable
 from .packed_header import HEADER, PackedFile, TableParts, header_bytes, table_id_of
+from .packed_pages import check_file
 from .packed_writer import pack_fragment
 from .snapshot import Fragment
 from .storage import Location, locate, storing
@@ -263,12 +264,28 @@ def _taken_over(
         if table.location.path == target.path:
             continue
         if place.is_local:
-            bring(source, Path(place.path) / file.name, file.sha256)
+            _bring(source, Path(place.path), file)
         elif not place.join(file.name).exists():
             with tempfile.TemporaryDirectory(prefix="batchloom-") as folder:
-                bring(source, Path(folder) / file.name, file.sha256)
+                _bring(source, Path(folder), file)
                 put_file(place.join(file.name), Path(folder) / file.name)
     return files, left
+
+
+def _bring(source: Location, folder: Path, file: PackedFile) -> None:
+    """Give a packed file a second name, or copy it, checked, where no link can be made."""
+    target = folder / file.name
+    if source.is_local:
+        with suppress(OSError):  # another device, or a file system without links
+            os.link(os.path.realpath(source.path), target)
+            return
+    with storing("Copying a packed file", target), source.open() as opened:
+        with open(target, "wb") as copy:
+            shutil.copyfileobj(opened, copy, 8 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        with open(target, "rb", buffering=0) as copied:
+            check_file(str(target), file, copied)
 
 
 # --- committing -----------------------------------------------------------------------------------
@@ -311,8 +328,7 @@ def _commit(
         for chunk in sorted(files)
         for file in sorted(files[chunk], key=lambda f: order[f.column])
     ]
-    sums = np.concatenate([np.empty(0, np.uint64), *(f.pages for _, f in listed)])
-    data = sums.astype("<u8").tobytes()
+    data = b"".join(f.pages for _, f in listed)
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"pages-{sha256}.bin"
     record = {"name": name, "bytes": len(data), "sha256": sha256}

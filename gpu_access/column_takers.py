@@ -5,6 +5,7 @@ Each taker checks what it is about to read (pages, offsets, codes), then copies 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from ..dataplane.mapped import MappedColumn, Unguarded, Validity
 from . import cpu_kernels as kernels
 from .buffers import host_buffer
 from .cpu import TENSOR_TYPES, ArrowColumn, fitting, null_refused
-from .row_gather import Found, copy_found
+from .row_gather import Found, addresses_of, copy_from
 from .sharing import share
 
 __all__ = ["ArrowTaker", "CodesTaker", "FixedTaker", "PlainTaker", "RunsTaker"]
@@ -43,10 +44,12 @@ class _Taker:
         if self._guarded and not self.column.guard.whole:
             self.column.guard.ensure(chunk, address, size)
 
-    def ensure_rows(self, found: Found, addresses: U64, row_bytes: int) -> None:
+    def copy_rows(self, found: Found, row_bytes: int, target: int) -> None:
+        """Copy fixed-width rows to an address, their pages checked first."""
+        source = addresses_of(found, self.column.values, row_bytes)
         if self._guarded and not self.column.guard.whole:
-            address = addresses[found.chunk] + found.offset.view(np.uint64) * np.uint64(row_bytes)
-            self.ensure(found.chunk, address, np.full(len(found), row_bytes, np.int64))
+            self.ensure(found.chunk, source, np.full(len(found), row_bytes, np.int64))
+        copy_from(source, row_bytes, target, found.threads)
 
     def ensure_bits(self, chunk: I64, first: I64, count: I64, level: Validity) -> None:
         if not self._guarded or self.column.guard.whole:
@@ -80,6 +83,7 @@ class FixedTaker(_Taker):
         if known is None:
             raise ColumnTypeError(f"Column '{column.name}' ({column.type}) has no fixed width.")
         self._dtype, self._shape = known
+        self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
         self._tensor_type = TENSOR_TYPES[self._dtype.name]
         self._widened = torch.empty(0, dtype=self._tensor_type).numpy().dtype != self._dtype
         self._levels = [level for level in column.inner if level.any]
@@ -95,8 +99,7 @@ class FixedTaker(_Taker):
             else:
                 raw = out.numpy().reshape(-1).view(np.uint8)
             if column.bits is None:
-                self.ensure_rows(found, column.values, column.item_bytes)
-                copy_found(found, column.values, column.item_bytes, raw.ctypes.data)
+                self.copy_rows(found, column.item_bytes, raw.ctypes.data)
             else:
                 kernels.copy_bits(
                     found.chunk, found.offset, column.values, column.bits, self._row_bytes, raw,
@@ -113,11 +116,9 @@ class FixedTaker(_Taker):
         out.numpy()[...] = values
         return out
 
-    @property
-    def _row_bytes(self) -> int:
-        return self._dtype.itemsize * int(np.prod(self._shape, dtype=np.int64))
-
     def _refuse_nulls(self, found: Found) -> None:
+        if not self._levels:
+            return
         ones = np.ones(len(found), np.int64)
         for level in self._levels:
             self.ensure_bits(found.chunk, found.offset, ones, level)
@@ -147,8 +148,7 @@ class PlainTaker(_Taker):
             valid, nulls = self.validity(
                 found.chunk, found.offset, ones, column.inner[0], len(found)
             )
-            self.ensure_rows(found, column.values, column.item_bytes)
-            copy_found(found, column.values, column.item_bytes, raw.ctypes.data)
+            self.copy_rows(found, column.item_bytes, raw.ctypes.data)
         return pa.Array.from_buffers(column.type, len(found), [valid, pa.py_buffer(raw)], nulls)
 
 
@@ -170,8 +170,7 @@ class CodesTaker(_Taker):
             valid, nulls = self.validity(
                 found.chunk, found.offset, ones, column.inner[0], len(found)
             )
-            self.ensure_rows(found, column.values, column.item_bytes)
-            copy_found(found, column.values, column.item_bytes, raw.ctypes.data)
+            self.copy_rows(found, column.item_bytes, raw.ctypes.data)
         codes = raw.view(self._dtype).astype(np.int64)
         size = (start[1:] - start[:-1])[found.chunk]
         outside = (codes < 0) | (codes >= size)

@@ -16,7 +16,9 @@ _LINE = 64  # bytes of a cache line
 _AHEAD = 32  # rows that are asked for before they are copied
 _NEAR = 1024  # bytes of a row that are; the processor itself reads on after that
 _LONG = 8192  # bytes from which the C library copies better
-_U3, _U4, _U7, _U8, _U16, _U32, _U64 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32, 64))
+_ONE = np.uint64(1)
+_U3, _U4, _U7, _U8, _U16, _U32 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32))
+_U64, _U128, _U192, _U256 = (np.uint64(n) for n in (64, 128, 192, 256))
 
 
 @intrinsic
@@ -156,30 +158,57 @@ def _copy_run(target, source, size):
 
 
 @njit(cache=True, nogil=True)
-def copy_rows(chunk, offset, addresses, row_bytes, out, start, stop):
-    """Copy rows start…stop−1 of a request to ``out + i · row_bytes``."""
+def point_at(chunk, offset, addresses, row_bytes, source):
+    """Fill in the address of each row of a request."""
+    size = np.uint64(row_bytes)
+    if addresses.size == 1:
+        base = addresses[0]
+        for i in range(offset.size):
+            source[i] = base + np.uint64(offset[i]) * size
+        return
+    for i in range(offset.size):
+        source[i] = addresses[chunk[i]] + np.uint64(offset[i]) * size
+
+
+@njit(cache=True, inline="always")
+def _step(target, source, then):
+    """Copy a line, and ask for one that is copied later."""
+    _prefetch(then)
+    _move_32(target, source)
+    _move_32(target + _U32, source + _U32)
+
+
+@njit(cache=True, nogil=True)
+def copy_rows(source, row_bytes, out, start, stop):
+    """Copy rows start…stop−1 of a request from their addresses to ``out + i · row_bytes``."""
     size = np.uint64(row_bytes)
     for i in range(start, min(start + _AHEAD, stop)):
-        _ask_for(addresses[chunk[i]] + np.uint64(offset[i]) * size, size)
+        _ask_for(source[i], size)
+    target = out + np.uint64(start) * size
+    if size < _U64 or size > np.uint64(_LONG):
+        for i in range(start, stop):
+            _ask_for(source[min(i + _AHEAD, stop - 1)], size)
+            _copy_run(target, source[i], size)
+            target += size
+        return
+    even, rest = size & ~(_U64 - _ONE), size & (_U64 - _ONE)
     for i in range(start, stop):
-        ahead = min(i + _AHEAD, stop - 1)
-        then = addresses[chunk[ahead]] + np.uint64(offset[ahead]) * size
-        source = addresses[chunk[i]] + np.uint64(offset[i]) * size
-        target = out + np.uint64(i) * size
-        if size < _U64 or size > np.uint64(_LONG):
-            _ask_for(then, size)
-            _copy_run(target, source, size)
-            continue
+        then, row = source[min(i + _AHEAD, stop - 1)], source[i]
         at = np.uint64(0)  # line by line: the requests for a later row go between the copies
-        while at + _U64 <= size:
-            _prefetch(then + at)
-            _move_32(target + at, source + at)
-            _move_32(target + at + _U32, source + at + _U32)
+        while at + _U256 <= even:
+            _step(target + at, row + at, then + at)
+            _step(target + at + _U64, row + at + _U64, then + at + _U64)
+            _step(target + at + _U128, row + at + _U128, then + at + _U128)
+            _step(target + at + _U192, row + at + _U192, then + at + _U192)
+            at += _U256
+        while at < even:
+            _step(target + at, row + at, then + at)
             at += _U64
-        if at < size:
-            _prefetch(then + size - np.uint64(1))
-            _move_32(target + size - _U64, source + size - _U64)
-            _move_32(target + size - _U32, source + size - _U32)
+        if rest:
+            _prefetch(then + size - _ONE)
+            _move_32(target + size - _U64, row + size - _U64)
+            _move_32(target + size - _U32, row + size - _U32)
+        target += size
 
 
 @njit(cache=True, nogil=True)
@@ -225,7 +254,7 @@ def take_bits(chunk, first, count, addresses, start, width, out):
                 one = (_byte_at(addresses[c] + (bit >> _U3)) >> (bit & _U7)) & 1
             nulls += 1 - one
             out[at >> 3] |= np.uint8(one << (at & 7))
-            bit += np.uint64(1)
+            bit += _ONE
             at += 1
     return nulls
 

@@ -18,7 +18,7 @@ from . import cpu_kernels as kernels
 from .buffers import host_buffer
 from .sharing import gather_threads, share
 
-__all__ = ["Found", "copy_found", "find_rows", "gather_rows"]
+__all__ = ["Found", "addresses_of", "copy_from", "find_rows", "gather_rows"]
 
 U64: TypeAlias = npt.NDArray[np.uint64]
 I64: TypeAlias = npt.NDArray[np.int64]
@@ -63,8 +63,7 @@ def gather_rows(
     RowIdError
         Naming the first id that no chunk holds; nothing is written.
     """
-    table = ChunkTable(chunks.first, chunks.rows)
-    found = find_rows(table, ids, gather_threads(threads))
+    found = find_rows(chunks.table, ids, gather_threads(threads))
     shape = (len(found), *chunks.row_shape)
     if out is None:
         raw = host_buffer(len(found) * chunks.row_bytes)
@@ -74,7 +73,8 @@ def gather_rows(
             f"The 'out' parameter of gather_rows must be a C-contiguous {chunks.dtype} array of "
             f"shape {shape}. Got {out.dtype} of shape {out.shape} instead."
         )
-    copy_found(found, chunks.addresses, chunks.row_bytes, out.ctypes.data)
+    source = addresses_of(found, chunks.addresses, chunks.row_bytes)
+    copy_from(source, chunks.row_bytes, out.ctypes.data, found.threads)
     return out
 
 
@@ -96,13 +96,19 @@ def find_rows(table: ChunkTable, ids: npt.ArrayLike, threads: int) -> Found:
     return Found(rows, chunk, offset, threads)
 
 
-def copy_found(found: Found, addresses: U64, row_bytes: int, target: int) -> None:
-    """Copy rows that were found to an address, side by side."""
+def addresses_of(found: Found, addresses: U64, row_bytes: int) -> U64:
+    """Return where each row that was found stands, in chunks that begin at some addresses."""
+    source = np.empty(len(found), np.uint64)
+    kernels.point_at(found.chunk, found.offset, addresses, row_bytes, source)
+    return source
+
+
+def copy_from(source: U64, row_bytes: int, target: int, threads: int) -> None:
+    """Copy rows from their addresses to one address, side by side."""
+    out = np.uint64(target)
     share(
-        lambda start, stop: kernels.copy_rows(
-            found.chunk, found.offset, addresses, row_bytes, np.uint64(target), start, stop
-        ),
-        len(found),
+        lambda start, stop: kernels.copy_rows(source, row_bytes, out, start, stop),
+        len(source),
         row_bytes,
-        found.threads,
+        threads,
     )
