@@ -2,6 +2,8 @@ from .batch import Batch as Batch
 from .batch_sampler import ManifestBatchSampler as ManifestBatchSampler
 from .collate import Jagged as Jagged
 from .collate import Padded as Padded
+from .dataset import ManifestDataset as ManifestDataset
+from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader
 from .losses import weighted_loss as weighted_loss
 from .row_source import RowSource as RowSource

@@ -129,8 +129,8 @@ def on_threads(
                 raise outcome.error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        late = wait([c.future for c in on_the_way], timeout=None if abandon is None else _PATIENCE)
-        if late.not_done and abandon is not None:
+        running = [c.future for c in on_the_way if not c.future.cancelled()]
+        if abandon is not None and wait(running, timeout=_PATIENCE).not_done:
             abandon()
         pool.shutdown(wait=True)
 

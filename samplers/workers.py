@@ -3,7 +3,7 @@
 Workers are spawned, never forked: a fork after OpenMP or CUDA was used may hang. Each is asked over
 a pipe of its own, several batches a message, by a thread that waits for the answer. What crosses is
 pickled bytes; there is no shared memory, so nothing can be left behind, and a worker whose parent
-is gone, however it went, reads the end of its pipe and ends.
+is gone, however it went, ends.
 
 As with any spawned process, the training script must keep its own work under
 ``if __name__ == "__main__":``, and the transform must be importable from a module.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
@@ -21,6 +22,7 @@ import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -106,19 +108,18 @@ class _Worker:
             self._pipe.send_bytes(packed(batches))
             outcome: Outcome = unpacked(self._pipe.recv_bytes())
         except (EOFError, OSError):
-            first = batches[0]
-            self.process.join(_SECONDS_TO_END)
-            return Outcome(
-                [],
-                BatchloomError(
-                    "A worker process of transform_workers ended with exit code "
-                    f"{self.process.exitcode} while it transformed epoch {first.epoch}, step "
-                    f"{first.step}, micro {first.micro} (or one of the {len(batches) - 1} batches "
-                    "after it). Where that is -9, memory ran out: use fewer workers or a smaller "
-                    "window."
-                ),
-            )
+            return Outcome([], self._gone(batches))
         return outcome
+
+    def _gone(self, batches: list[Batch]) -> BatchloomError:
+        self.process.join(_SECONDS_TO_END)
+        first, last = batches[0], batches[-1]
+        return BatchloomError(
+            f"A worker process of transform_workers ended with exit code {self.process.exitcode} "
+            f"while it transformed epoch {first.epoch}, step {first.step}, micro {first.micro} to "
+            f"epoch {last.epoch}, step {last.step}, micro {last.micro}. Where that is -9, memory "
+            "ran out: use fewer workers."
+        )
 
     def end(self) -> None:
         self.process.terminate()
@@ -142,6 +143,7 @@ def _end(workers: list[_Worker]) -> None:
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
     """Let what is started here never see Ctrl-C, which goes to all processes of a terminal."""
+    resource_tracker.ensure_running()  # which would let them through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -155,6 +157,7 @@ def _no_interrupts() -> Iterator[None]:
 def _serve(pipe: Connection, pickled: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)  # the workers are the threads
+    threading.Thread(target=_end_with_parent, name="batchloom-parent", daemon=True).start()
     try:
         transform = pickle.loads(pickled)
     except Exception as error:
@@ -168,6 +171,14 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
             pipe.send_bytes(_answer(transform, batches))
         except OSError:
             return
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, in the middle of a transform, too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _answer(transform: Transform, batches: list[Batch]) -> bytes:
