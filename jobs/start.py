@@ -60,9 +60,10 @@ def splits_of(spec: JobSpec, dataset: Dataset) -> str | None:
     sources = sorted({f.source for f in dataset.snapshot.fragments})
     if isinstance(spec.dataset, Mapping) or len(sources) < 2 or spec.snapshot or spec.since:
         return None
+    one = next((name for name in sources if name.startswith("train")), sources[0])
     return (
         f"{spec.dataset} holds the splits {', '.join(sources)}, and all of them are planned. Name "
-        f"what to train on to plan it alone, such as {sources[-1]}=FILES."
+        f"what to train on to plan it alone, such as {one}=FILES."
     )
 
 

@@ -103,7 +103,7 @@ def test_planning_all_splits_is_said(hub: Path, tmp_path: Path) -> None:
     plan("shuffle", hub, out=tmp_path / "p", batch_size=16, workers=0, progress=Told())
     assert told == [
         f"{hub} holds the splits test, train, train_sft, and all of them are planned. Name what to "
-        "train on to plan it alone, such as train_sft=FILES."
+        "train on to plan it alone, such as train=FILES."
     ]
     named = {"all": str(hub)}
     assert {f.source for f in open_dataset(named).snapshot.fragments} == {"all"}
