@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-gpu lint bench clean
+.PHONY: help setup demo test test-gpu lint bench bench-loader clean
 help:            ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -38,5 +38,8 @@ bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is miss
 	$(BIN)/python benchmarks/foundation.py --check
 	$(BIN)/python benchmarks/scale.py --check
 
+bench-loader: $(STAMP)  ## the loader against memory, disk, object store and its peers (minutes, 15 GB)
+	$(BIN)/python benchmarks/loader.py --check
+
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) demo-out gpu-out build dist *.egg-info
+	rm -rf $(VENV) .bench demo-out gpu-out build dist *.egg-info

@@ -1,5 +1,6 @@
 from .cleaning import gc as gc
 from .editing import edit as edit
+from .exporting import export as export
 from .methods import register as register
 from .planning import plan as plan
 from .planning import run as run

@@ -29,7 +29,7 @@ from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
 from .spec import JobSpec
 from .stages import PlanState
-from .start import check_job, open_job, rows_of, space_for, target_of
+from .start import check_job, open_job, rows_of, space_for, splits_of, target_of
 from .work import work_folder
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
@@ -141,6 +141,8 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     stages = resolve_stages(spec)
     dataset, first_added = open_job(spec)
     check_job(spec, dataset, stages)
+    if said := splits_of(spec, dataset):
+        progress.warn(said)
     target, parent = target_of(spec)
     budget = make_budget(spec, dataset, stages)
     made_of = identity_of(stages, spec, first_added)

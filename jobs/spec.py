@@ -32,10 +32,10 @@ from ..dataplane.parameters import parameters
 from .engine import parse_bytes
 from .tasks import TASK_BYTES
 
-__all__ = ["JobSpec"]
+__all__ = ["JobSpec", "parse_epochs"]
 
 
-def _epochs(value: Any) -> Any:
+def parse_epochs(value: Any) -> tuple[int, int]:
     """Read "0:3", "3" and 3 as a half-open range."""
     found = value
     if isinstance(value, str):
@@ -57,7 +57,7 @@ def _path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Epochs = Annotated[tuple[int, int], BeforeValidator(_epochs)]
+Epochs = Annotated[tuple[int, int], BeforeValidator(parse_epochs)]
 PathText = Annotated[str, BeforeValidator(_path)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 

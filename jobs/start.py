@@ -27,6 +27,7 @@ __all__ = [
     "refuse_inside",
     "rows_of",
     "space_for",
+    "splits_of",
     "target_of",
 ]
 
@@ -52,6 +53,18 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     if not spec.added_only:
         return dataset, None
     return dataset, 0 if base is None else base.next_row_id
+
+
+def splits_of(spec: JobSpec, dataset: Dataset) -> str | None:
+    """Say that a folder's splits are all planned, where it was named as a whole."""
+    sources = sorted({f.source for f in dataset.snapshot.fragments})
+    if isinstance(spec.dataset, Mapping) or len(sources) < 2 or spec.snapshot or spec.since:
+        return None
+    one = next((name for name in sources if name.startswith("train")), sources[0])
+    return (
+        f"{spec.dataset} holds the splits {', '.join(sources)}, and all of them are planned. Name "
+        f"what to train on to plan it alone, such as {one}=FILES."
+    )
 
 
 def _given_snapshot(spec: JobSpec) -> Snapshot | None:
