@@ -20,7 +20,8 @@ from batchloom.gpu_access import HostTable, UnifiedTensor, select_backend
 from batchloom.gpu_access.backends import ZeroCopy
 from batchloom.gpu_access.kernels import launch
 from batchloom.gpu_access.line_requests import lines_per_row
-from batchloom.gpu_access.row_table import RowTable, words_of
+from batchloom.gpu_access.request import Request, new_status
+from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
 
 __all__ = ["GpuRun"]
@@ -260,12 +261,11 @@ class GpuRun:
         assert isinstance(backend, ZeroCopy)
         cap = programs or backend.programs
         out = torch.empty(count, table.row_bytes, dtype=torch.uint8, device="cuda")
-        status = torch.full((1,), count, device="cuda")
-        source, target = table.words(tiling.word), words_of(out, tiling.word)
+        status = new_status(count, out.device)
         ids = self._ids(unified, count, 9)
 
         def once() -> None:
-            launch(source, ids.pop(), None, target, status, table.rows, tiling, cap)
+            launch(Request(table, ids.pop(), out, status), tiling, cap)
 
         seconds = self._streamed(once, 8, warm=1)
         self._found(

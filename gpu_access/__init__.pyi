@@ -1,5 +1,6 @@
 from .backends import BackendChoice as BackendChoice
 from .backends import select_backend as select_backend
+from .cache import HotRowCache as HotRowCache
 from .cpu import CpuGather as CpuGather
 from .gather import GatherFuture as GatherFuture
 from .host_memory import HostTable as HostTable

@@ -33,6 +33,7 @@ from ..dataplane.errors import ParameterError, UnifiedAccessUnavailable
 from .cuda_runtime import Runtime
 from .host_memory import HostTable
 from .registration import register_host_memory
+from .request import Request, new_status
 from .row_table import RowTable, word_bytes, words_of
 from .tiling import tile
 from .transfer import gpu_path, resolve_device
@@ -67,35 +68,19 @@ class Backend(ABC):
     checks : bool
         Whether it finds rows that do not exist itself, and says so in a status; all others are
         given ids that were checked.
+    caches : bool
+        Whether it takes rows from a cache's store, too.
     """
 
     name: str
     mapped: bool = False
     ids_on: Literal["cpu", "cuda"] = "cpu"
     checks: bool = False
+    caches: bool = False
 
     @abstractmethod
-    def gather(
-        self,
-        table: RowTable,
-        ids: torch.Tensor,
-        places: torch.Tensor | None,
-        out: torch.Tensor,
-        status: torch.Tensor | None,
-    ) -> None:
-        """Start a gather of at least one row, of at least one byte, on the current stream.
-
-        Parameters
-        ----------
-        table : RowTable
-        ids : int32 or int64, shape (n,)
-        places : int64, shape (n,), or None
-            Row of `out` for each id; only for a backend that checks.
-        out : torch.Tensor, shape (n, *row_shape)
-            Contiguous.
-        status : int64, shape (1,), or None
-            For a backend that checks: it lowers the value to the first place that names no row.
-        """
+    def gather(self, request: Request) -> None:
+        """Start a gather on the current stream."""
 
 
 class ZeroCopy(Backend):
@@ -108,7 +93,7 @@ class ZeroCopy(Backend):
         The most programs that run at once.
     """
 
-    name, mapped, ids_on, checks = "zero_copy", True, "cuda", True
+    name, mapped, ids_on, checks, caches = "zero_copy", True, "cuda", True, True
 
     def __init__(self, device: torch.device, programs: int | None = None) -> None:
         from . import kernels
@@ -119,19 +104,8 @@ class ZeroCopy(Backend):
             programs = _PROGRAMS_PER_SM * count
         self.programs = programs
 
-    def gather(
-        self,
-        table: RowTable,
-        ids: torch.Tensor,
-        places: torch.Tensor | None,
-        out: torch.Tensor,
-        status: torch.Tensor | None,
-    ) -> None:
-        assert status is not None  # for the type checker; this backend checks
-        tiling = tile(table, out.data_ptr())
-        words = table.words(tiling.word)
-        target = words_of(out, tiling.word)
-        self._launch(words, ids, places, target, status, table.rows, tiling, self.programs)
+    def gather(self, request: Request) -> None:
+        self._launch(request, tile(request.table, request.out.data_ptr()), self.programs)
 
 
 class Alias(Backend):
@@ -142,16 +116,10 @@ class Alias(Backend):
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def gather(
-        self,
-        table: RowTable,
-        ids: torch.Tensor,
-        places: torch.Tensor | None,
-        out: torch.Tensor,
-        status: torch.Tensor | None,
-    ) -> None:
-        word = word_bytes(table, out.data_ptr())
-        target = words_of(out, word).view(len(ids), table.row_bytes // word)
+    def gather(self, request: Request) -> None:
+        table, ids = request.table, request.ids
+        word = word_bytes(table, request.out.data_ptr())
+        target = words_of(request.out, word).view(len(ids), table.row_bytes // word)
         torch.index_select(alias_of(table, word, self._device), 0, ids, out=target)
 
 
@@ -165,18 +133,12 @@ class Staged(Backend):
         self._count, self._turn = buffers, 0
         self._lock = threading.Lock()  # a buffer is one caller's until its copy has begun
 
-    def gather(
-        self,
-        table: RowTable,
-        ids: torch.Tensor,
-        places: torch.Tensor | None,
-        out: torch.Tensor,
-        status: torch.Tensor | None,
-    ) -> None:
-        size = max(1, _PIECE_BYTES // table.row_bytes)
-        for start in range(0, len(ids), size):
+    def gather(self, request: Request) -> None:
+        size = max(1, _PIECE_BYTES // request.table.row_bytes)
+        for start in range(0, len(request.ids), size):
+            piece = slice(start, start + size)
             with self._lock:
-                self._move(table, ids[start : start + size], out[start : start + size])
+                self._move(request.table, request.ids[piece], request.out[piece])
 
     def _move(self, table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None:
         buffer, copied = self._next(max(_PIECE_BYTES, table.row_bytes))
@@ -201,19 +163,13 @@ class Cpu(Backend):
 
     name = "cpu"
 
-    def gather(
-        self,
-        table: RowTable,
-        ids: torch.Tensor,
-        places: torch.Tensor | None,
-        out: torch.Tensor,
-        status: torch.Tensor | None,
-    ) -> None:
+    def gather(self, request: Request) -> None:
+        out = request.out
         if out.device.type == "cpu":
-            gather_on_cpu(table, ids, out)
+            gather_on_cpu(request.table, request.ids, out)
             return
         rows = torch.empty(out.shape, dtype=out.dtype)
-        gather_on_cpu(table, ids, rows)
+        gather_on_cpu(request.table, request.ids, rows)
         out.copy_(rows)
 
 
@@ -404,9 +360,9 @@ def _read_once(
     with torch.cuda.device(device):
         there = ids.to(device)
         out = torch.empty((len(ids), *table.row_shape), dtype=table.dtype, device=device)
-        status = torch.full((1,), len(ids), device=device)
-        make_backend(name, device).gather(table, there, None, out, status)
-        if int(status) < len(ids):
+        status = new_status(len(ids), device)
+        make_backend(name, device).gather(Request(table, there, out, status))
+        if int(status[0]) < len(ids):
             raise UnifiedAccessUnavailable("the kernel took rows that exist for missing ones.")
         return out.cpu()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +14,11 @@ from ..dataplane.errors import ParameterError, RowIndexError
 from .backends import Backend
 from .line_requests import lines_per_row
 from .registration import HostRegistration
+from .request import Request, new_status
 from .row_table import RowTable
 from .stats import GatherStats
 
-__all__ = ["GatherFuture", "check_ids", "check_output", "check_rows", "check_sort", "gather"]
+__all__ = ["GatherFuture", "Job", "check_ids", "check_output", "check_rows", "check_sort", "gather"]
 
 # Sorting pays where a line holds several rows; and where a table is larger than the 1 GiB whose
 # pages a GPU has at hand (an H100, whatever the pages' size), if rows that follow each other are
@@ -26,6 +28,25 @@ _SORT_ROW_BYTES = 128
 _SORT_IDS = 20_000
 _PAGES_AT_HAND = 1 << 30
 _NEAR_BYTES = 128 << 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from gather to gather of one table.
+
+    Attributes
+    ----------
+    table : RowTable
+    backend : Backend
+    stats : GatherStats
+    registration : HostRegistration or None
+        Kept mapped until a gather is done.
+    """
+
+    table: RowTable
+    backend: Backend
+    stats: GatherStats
+    registration: HostRegistration | None = None
 
 
 class GatherFuture:
@@ -40,15 +61,13 @@ class GatherFuture:
     def __init__(
         self,
         rows: torch.Tensor,
+        job: Job | None = None,
+        ids: torch.Tensor | None = None,
         event: torch.cuda.Event | None = None,
         status: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-        table_rows: int = 0,
-        stats: GatherStats | None = None,
     ) -> None:
         self.rows = rows
-        self._event, self._status = event, status
-        self._ids, self._table_rows, self._stats = ids, table_rows, stats
+        self._job, self._ids, self._event, self._status = job, ids, event, status
 
     def done(self) -> bool:
         """Whether the rows are there; never waits."""
@@ -65,18 +84,21 @@ class GatherFuture:
             Names the first id that is no row. The rows of all others are there.
         """
         if self._status is not None:
-            start = time.perf_counter()
-            if self._event is not None:
-                self._event.synchronize()
-            if self._stats is not None:
-                self._stats.seconds_waited += time.perf_counter() - start
-            place = int(self._status)
-            ids = self._ids
-            if ids is not None and place < len(ids):
-                raise _no_such_row(int(ids[place]), place, self._table_rows)
+            self._check(self._status)
         elif self._event is not None:
             torch.cuda.current_stream(self.rows.device).wait_event(self._event)
         return self.rows
+
+    def _check(self, status: torch.Tensor) -> None:
+        assert self._job is not None  # for the type checker: with a status come these
+        assert self._ids is not None
+        if self._event is not None:
+            start = time.perf_counter()
+            self._event.synchronize()
+            self._job.stats.seconds_waited += time.perf_counter() - start
+        place = int(status[0])
+        if place < len(self._ids):
+            raise _no_such_row(int(self._ids[place]), place, self._job.table.rows)
 
 
 def check_ids(ids: Any) -> torch.Tensor:
@@ -144,46 +166,41 @@ def check_rows(ids: torch.Tensor, rows: int) -> None:
 
 
 def gather(
-    table: RowTable,
+    job: Job,
     ids: torch.Tensor,
     out: torch.Tensor,
-    backend: Backend,
-    stats: GatherStats,
-    registration: HostRegistration | None,
-    sort: Literal["auto"] | bool,
-    stream: torch.cuda.Stream | None,
     *,
-    aside: bool,
+    sort: Literal["auto"] | bool = "auto",
+    stream: torch.cuda.Stream | None = None,
+    aside: bool = False,
+    cached: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> GatherFuture:
     """Start a gather; the arguments are checked, but for the ids' values.
 
     Parameters
     ----------
-    table, ids, out, backend, stats
-    registration : HostRegistration, optional
-        Kept mapped until the gather is done.
-    sort, stream
+    job : Job
+    ids, out, sort, stream
         As for `UnifiedTensor.gather_rows`.
     aside : bool
         Whether a stream of our own is used where none is given.
+    cached : (slots, store), optional
+        As in `Request`, for a backend that caches.
     """
+    table, backend = job.table, job.backend
     if not len(ids):
         return GatherFuture(out)
-    on_gpu = out.device.type == "cuda"
     unchecked = backend.checks and ids.device.type == backend.ids_on
-    checked_ids = ids if unchecked else _checked(ids, table.rows, backend)
+    known = ids if unchecked else _checked(ids, table.rows, backend)
     if not table.rows or not table.row_bytes:  # nothing to read
-        if unchecked:
-            check_rows(ids.cpu(), table.rows)
+        check_rows(ids.cpu(), table.rows)
         return GatherFuture(out)
-    stats.add(
-        backend.name,
-        len(ids),
-        len(ids) * table.row_bytes,
-        len(ids) * lines_per_row(table) if backend.mapped else 0,
-    )
-    if not on_gpu:
-        return _on_host(table, checked_ids, out, backend, stats)
+    lines = len(ids) * lines_per_row(table) if backend.mapped else 0.0
+    job.stats.add(backend.name, len(ids), len(ids) * table.row_bytes, lines)
+    if out.device.type == "cpu":
+        status = new_status(len(ids), out.device) if backend.checks else None
+        backend.gather(Request(table, known, out, status, None, *(cached or ())))
+        return GatherFuture(out, job, ids, None, status)
     caller = torch.cuda.current_stream(out.device)
     if stream is None:
         stream = _side_stream(out.device) if aside else caller
@@ -192,36 +209,42 @@ def gather(
         if stream != caller:
             stream.wait_stream(caller)  # what made the ids, and what last used `out`
             stack.enter_context(torch.cuda.stream(stream))
-        there = checked_ids
-        if backend.ids_on == "cuda" and there.device != out.device:
-            there = there.to(out.device, non_blocking=True)
-        places = None
-        if backend.checks and _sorted(sort, len(ids), table):
-            there, places = torch.sort(there)
-        status = host_status = None
-        if backend.checks:
-            status = torch.full((1,), len(ids), dtype=torch.int64, device=out.device)
-        backend.gather(table, there, places, out, status)
-        if unchecked and status is not None:
-            host_status = torch.empty(1, dtype=torch.int64, pin_memory=True)
-            host_status.copy_(status, non_blocking=True)
+        host_status = _on_gpu(job, known, out, sort, cached, unchecked)
         event = torch.cuda.Event()
         event.record(stream)
         if stream != caller:
-            for tensor in (ids, out):
+            for tensor in (ids, out, *(cached or ())):
                 if tensor.device.type == "cuda":
                     tensor.record_stream(stream)
-    if registration is not None:
-        registration.in_flight(event, stream.cuda_stream)
-    return GatherFuture(out, event, host_status, ids, table.rows, stats)
+    if job.registration is not None:
+        job.registration.in_flight(event, stream.cuda_stream)
+    return GatherFuture(out, job, ids, event, host_status)
 
 
-def _on_host(
-    table: RowTable, ids: torch.Tensor, out: torch.Tensor, backend: Backend, stats: GatherStats
-) -> GatherFuture:
-    status = torch.full((1,), len(ids), dtype=torch.int64) if backend.checks else None
-    backend.gather(table, ids, None, out, status)
-    return GatherFuture(out, None, status, ids, table.rows, stats)
+def _on_gpu(
+    job: Job,
+    ids: torch.Tensor,
+    out: torch.Tensor,
+    sort: Literal["auto"] | bool,
+    cached: tuple[torch.Tensor, torch.Tensor] | None,
+    unchecked: bool,
+) -> torch.Tensor | None:
+    """Start a gather on the current stream; return the host's copy of the status where it counts.
+
+    The copy is in pinned memory, and valid once the stream is done.
+    """
+    backend, places, status = job.backend, None, None
+    if backend.ids_on == "cuda" and ids.device != out.device:
+        ids = ids.to(out.device, non_blocking=True)
+    if backend.checks:
+        if _sorted(sort, len(ids), job.table):
+            ids, places = torch.sort(ids)
+        status = new_status(len(ids), out.device)
+    backend.gather(Request(job.table, ids, out, status, places, *(cached or ())))
+    if status is None or not unchecked:
+        return None
+    host_status = torch.empty(1, dtype=torch.int64, pin_memory=True)
+    return host_status.copy_(status, non_blocking=True)
 
 
 def _checked(ids: torch.Tensor, rows: int, backend: Backend) -> torch.Tensor:

@@ -103,7 +103,9 @@ class RowTable:
     @property
     def nbytes(self) -> int:
         """Bytes from the first row's first to the last row's last."""
-        return (self.rows - 1) * self.stride + self.row_bytes if self.rows else 0
+        if not self.rows or not self.row_bytes:
+            return 0
+        return (self.rows - 1) * self.stride + self.row_bytes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,7 +117,7 @@ class RowTable:
 
     @cached_property
     def _tensor(self) -> torch.Tensor:
-        if self.rows == 0 or self.row_bytes == 0:
+        if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
         item = self.dtype.itemsize
         if self.stride % item:

@@ -21,7 +21,7 @@ class GatherStats:
         Lines of 128 bytes that GPU threads asked of host memory: the mean over the ways that rows
         lie in lines, times the rows.
     cache_hits, cache_misses : int
-        Rows of batches that a cache held, and that it did not; a row counts once a batch.
+        Ids whose rows a cache held, and did not; the bytes above are of all rows.
     seconds_waited : float
         Time that callers stood still for a gather to end.
     """

@@ -32,7 +32,7 @@ from ..dataplane.errors import (
     UnifiedAccessUnavailable,
 )
 from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
-from .gather import GatherFuture, check_ids, check_output, check_sort, gather
+from .gather import GatherFuture, Job, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
 from .placement import resolve_placement
 from .registration import (
@@ -274,9 +274,14 @@ class UnifiedTensor:
         *,
         aside: bool,
     ) -> GatherFuture:
-        table = self.table
         check_sort(sort)
         ids = check_ids(ids)
+        job, out = self._job(ids, out)
+        return gather(job, ids, out, sort=sort, stream=stream, aside=aside)
+
+    def _job(self, ids: torch.Tensor, out: torch.Tensor | None) -> tuple[Job, torch.Tensor]:
+        """Return how rows for these ids come, and where they go."""
+        table = self.table
         place = resolve_placement([self, ids if out is None else out]).compute
         device = torch.device("cpu")
         if place == "cuda":
@@ -287,9 +292,7 @@ class UnifiedTensor:
             out = torch.empty(shape, dtype=self.dtype, device=device)
         check_output(out, shape, self.dtype, device)
         backend = self._backend if device == self.device else self._cpu
-        return gather(
-            table, ids, out, backend, self.stats, self._registration, sort, stream, aside=aside
-        )
+        return Job(table, backend, self.stats, self._registration), out
 
     # --- memory -----------------------------------------------------------------------------------
 

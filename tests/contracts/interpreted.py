@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from batchloom.gpu_access import UnifiedTensor, kernels
 from batchloom.gpu_access.backends import Backend
-from batchloom.gpu_access.row_table import RowTable, words_of
-from batchloom.gpu_access.tiling import LINE, Tiling, tile
+from batchloom.gpu_access.request import Request
+from batchloom.gpu_access.tiling import LINE, tile
 from triton.runtime import interpreter
 
 KERNEL = interpreter.InterpretedFunction(kernels.gather_rows_kernel.fn)
@@ -24,28 +23,14 @@ KERNEL = interpreter.InterpretedFunction(kernels.gather_rows_kernel.fn)
 class Interpreted(Backend):
     """The kernel in the interpreter."""
 
-    name, ids_on, checks = "zero_copy", "cpu", True
+    name, ids_on, checks, caches = "zero_copy", "cpu", True, True
 
     def __init__(self, kernel: Any = KERNEL, programs: int = 3, **tiling: Any) -> None:
         self.kernel, self.programs, self.tiling = kernel, programs, tiling
 
-    def gather(self, table, ids, places, out, status) -> None:
-        tiling = tile(table, out.data_ptr(), **self.tiling)
-        run(table, ids, places, out, status, tiling, self.kernel, self.programs)
-
-
-def run(
-    table: RowTable,
-    ids: torch.Tensor,
-    places: torch.Tensor | None,
-    out: torch.Tensor,
-    status: torch.Tensor,
-    tiling: Tiling,
-    kernel: Any = KERNEL,
-    programs: int = 3,
-) -> None:
-    words, target = table.words(tiling.word), words_of(out, tiling.word)
-    kernels.launch(words, ids, places, target, status, table.rows, tiling, programs, kernel)
+    def gather(self, request: Request) -> None:
+        tiling = tile(request.table, request.out.data_ptr(), **self.tiling)
+        kernels.launch(request, tiling, self.programs, self.kernel)
 
 
 def interpreted(tensor: Any, **options: Any) -> UnifiedTensor:

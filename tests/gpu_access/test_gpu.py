@@ -25,6 +25,7 @@ from batchloom.dataplane.errors import (
 from batchloom.gpu_access import HostTable, UnifiedTensor, register_host_memory, select_backend
 from batchloom.gpu_access.cuda_runtime import READ_ONLY_SUPPORTED, SAME_POINTER, cuda_runtime
 from batchloom.gpu_access.row_table import RowTable
+from batchloom.tests.contracts.cache import CacheContract
 from batchloom.tests.contracts.unified import UnifiedContract, bits, random_rows, same_bits
 
 pytestmark = [
@@ -116,6 +117,18 @@ class TestStaged(TestZeroCopy):
 
 class TestCpu(TestZeroCopy):
     backend = "cpu"
+
+
+class TestCacheByTheKernel(CacheContract):
+    device = "cuda"
+    backend = "zero_copy"
+
+    def make(self, table):
+        return UnifiedTensor.from_tensor(table, backend=self.backend)
+
+
+class TestCacheOverStaged(TestCacheByTheKernel):
+    backend = "staged"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from batchloom.gpu_access import UnifiedTensor
 from batchloom.gpu_access.line_requests import line_requests, lines_per_row
+from batchloom.gpu_access.request import Request
 from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
 from batchloom.tests.contracts.unified import UnifiedContract, random_rows
@@ -24,7 +25,7 @@ pytest.importorskip("triton", reason="the kernel is written in Triton")
 
 import triton
 from batchloom.gpu_access import kernels
-from batchloom.tests.contracts.interpreted import Interpreted, counted_lines, interpreted, run
+from batchloom.tests.contracts.interpreted import KERNEL, Interpreted, counted_lines, interpreted
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
@@ -40,6 +41,10 @@ class TestPlainKernel(UnifiedContract):
 
     def make(self, table):
         return interpreted(table, lead_in=False)
+
+
+def launch(request, tiling, kernel=KERNEL):
+    kernels.launch(request, tiling, 3, kernel)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 64, 65, 200])
@@ -59,7 +64,7 @@ def test_places():
     status = torch.full((1,), 4)
     ids, places = torch.tensor([8, 200, 6, 5]), torch.tensor([3, 2, 1, 0])
     rows = RowTable.of(table)
-    run(rows, ids, places, out, status, tile(rows, out.data_ptr()))
+    launch(Request(rows, ids, out, status, places), tile(rows, out.data_ptr()))
     assert status.item() == 2  # a place in the output, not in the sorted ids
     assert out[[3, 1, 0]].view(torch.int32).equal(table[[8, 6, 5]].view(torch.int32))
     assert not out[2].any()
@@ -71,10 +76,9 @@ def test_places():
 def traced(table: RowTable, ids, lead_in=None, kernel=None):
     """Lines that the executed kernel asked for."""
     out, status = torch.empty(len(ids), table.row_bytes, dtype=torch.uint8), torch.tensor([10**9])
-    options = {} if kernel is None else {"kernel": kernel}
     tiling = tile(table, 0, lead_in)
     with counted_lines() as lines:
-        run(table, torch.from_numpy(ids), None, out, status, tiling, **options)
+        launch(Request(table, torch.from_numpy(ids), out, status), tiling, kernel or KERNEL)
     return lines[0]
 
 
@@ -144,7 +148,9 @@ GUARD = """
 import ctypes, mmap, sys, torch
 from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
-from batchloom.tests.contracts.interpreted import run
+from batchloom.gpu_access import kernels
+from batchloom.gpu_access.request import Request
+from batchloom.tests.contracts.interpreted import KERNEL
 page = mmap.PAGESIZE
 region = mmap.mmap(-1, 3 * page)
 base = torch.frombuffer(region, dtype=torch.uint8).data_ptr()
@@ -159,7 +165,8 @@ for width in (516, 128, 1, 4096):
     ids = torch.tensor([rows - 1, 0, rows - 1, 10**6, -1])
     out, status = torch.zeros(5, width, dtype=torch.uint8), torch.tensor([5])
     for lead_in in (True, False):  # a lead-in of the first row would reach the guard before
-        run(table, ids, None, out, status, tile(table, out.data_ptr(), lead_in))
+        tiling = tile(table, out.data_ptr(), lead_in)
+        kernels.launch(Request(table, ids, out, status), tiling, 3, KERNEL)
         assert status.item() == 3
 print("alive")
 """
@@ -195,13 +202,14 @@ ARGUMENTS = ("n_ids", "n_rows", "words", "table_stride", "out_stride", "phase")
 TYPES = {1: "u8", 2: "i16", 4: "i32", 8: "i64"}
 
 
-def compiled(arch, word, ids, *, placed=False, lead_in=True, wide=False):
+def compiled(arch, word, ids, *, placed=False, lead_in=True, wide=False, cached=False):
     tiling = tile(RowTable(64, 9, (129 * word,), torch.uint8, 129 * word, None), word)
     assert tiling.word == word
     signature = {"table": f"*{TYPES[word]}", "ids": f"*{ids}", "places": "*i64"}
     signature |= {"out": f"*{TYPES[word]}", "status": "*i64"}
+    signature |= {"store": f"*{TYPES[word]}", "slots": "*i32"}
     signature |= dict.fromkeys(ARGUMENTS, "i64" if wide else "i32")
-    constants = {"PLACED": placed, "LEAD_IN": lead_in, "LINE": tiling.line}
+    constants = {"PLACED": placed, "CACHED": cached, "LEAD_IN": lead_in, "LINE": tiling.line}
     constants |= {"ROWS": tiling.rows, "BLOCK": tiling.block}
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernels.gather_rows_kernel, signature, constexprs=constants)
@@ -211,7 +219,7 @@ def compiled(arch, word, ids, *, placed=False, lead_in=True, wide=False):
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("word", [1, 2, 4, 8])
 def test_compiles_without_a_gpu(arch, word):
-    forms = [("i64", {}), ("i32", {"placed": True, "lead_in": False, "wide": True})]
+    forms = [("i64", {}), ("i32", {"placed": True, "lead_in": False, "wide": True, "cached": True})]
     for ids, form in forms:
         made = compiled(arch, word, ids, **form)
         assert len(made.asm["cubin"]) > 1000
@@ -227,6 +235,8 @@ def test_no_scalar_is_made_a_constant():
     # An argument that is 1 would be one, and has no .to() any more.
     fixed = {p.name: p.do_not_specialize for p in kernels.gather_rows_kernel.params}
     assert all(fixed[name] for name in ARGUMENTS)
+    pointers = [p for p in kernels.gather_rows_kernel.params if not p.is_constexpr][:7]
+    assert all(p.do_not_specialize_on_alignment for p in pointers)
 
 
 def test_tiles_hold_rows_of_every_width():
