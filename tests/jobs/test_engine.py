@@ -108,10 +108,11 @@ def test_everything_listens_on_the_loopback_only() -> None:
 
 
 def test_nothing_is_left_running() -> None:
+    before = set(psutil.Process().children(recursive=True))  # such as a server of other tests
     with Engine(workers=2) as engine:
         list(engine.map(square, TASKS, 0))
         # The helper of multiprocessing that tracks shared resources outlives any one cluster.
-        children = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)) - before
         workers = [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
