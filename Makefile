@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Many tests wait for processes of their own. Those of one file share what it sets up.
+TESTS_AT_ONCE ?= 2
 
 .PHONY: help setup demo test test-gpu lint bench bench-loader clean
 help:            ## what each target does
@@ -23,7 +25,7 @@ demo: $(STAMP)   ## the whole chain on real data
 	@$(BIN)/batchloom demo --out demo-out
 
 test: $(STAMP)   ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(STAMP)  ## the tests that need a GPU, and the gathers' benchmark; figures in gpu-out/
 	benchmarks/gpu_check.sh $(BIN)/python gpu-out

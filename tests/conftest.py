@@ -47,7 +47,15 @@ def moto() -> Iterator[int]:
 
 
 @pytest.fixture
-def store(moto: int) -> Iterator[Store]:
-    """A fresh folder of an S3 store, behind a proxy that injects faults."""
+def store(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A fresh folder of an S3 store, behind a proxy that injects faults.
+
+    In this process what failed is tried again as often as ever, after short pauses.
+    """
+    from batchloom.dataplane import remote_files
+    from botocore.retries.standard import ExponentialBackoff
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr(remote_files, "_PAUSES", (0.01,) * len(remote_files._PAUSES))
     with proxied(moto) as made:
         yield made

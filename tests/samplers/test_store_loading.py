@@ -164,8 +164,7 @@ def test_worker_processes(store, here, there):
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_connections_that_are_cut_while_loading(store, here, there, monkeypatch):
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.01, 0.01, 0.01))
+def test_connections_that_are_cut_while_loading(store, here, there):
     expected = fingerprints(ManifestLoader(*here, columns=["x", "text"]))
     for kind in ("cut-body", "short", "cut-before"):
         fault = store.fail(kind, method="GET", match="data/", skip=30, times=3)
