@@ -31,6 +31,7 @@ __all__ = [
     "MissingColumnError",
     "MissingExtraError",
     "MissingFileError",
+    "NoRoomError",
     "OnInvalid",
     "PackedConflictError",
     "PackedCorruptError",
@@ -78,6 +79,10 @@ class MissingExtraError(BatchloomError, ImportError):
 
 class StorageError(BatchloomError, OSError):
     """A file cannot be read or written: permission, full disk, read-only target."""
+
+
+class NoRoomError(StorageError):
+    """A disk, or the part of it that may be used, has no room for what is to be written."""
 
 
 class DatasetError(BatchloomError):

@@ -26,6 +26,12 @@ from batchloom.tests.contracts.awkward import awkward  # noqa: E402
 from batchloom.tests.dataplane.store import Store, moto_server, proxied  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what loaders pack on first use away from the user's own cache; child processes too."""
+    os.environ["BATCHLOOM_CACHE"] = str(tmp_path_factory.mktemp("packed"))
+
+
 @pytest.fixture(scope="session")
 def awkward_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a format to the directory of the awkward dataset; read only."""
