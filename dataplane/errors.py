@@ -204,9 +204,12 @@ class HostRegistrationError(BatchloomError, RuntimeError):
         Its name, such as ``'cudaErrorHostMemoryAlreadyRegistered'``.
     """
 
-    def __init__(self, message: str, code: int, name: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, code: int = 0, name: str = "") -> None:
+        super().__init__(message, code, name)
         self.code, self.name = code, name
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @contextmanager

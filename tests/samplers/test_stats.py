@@ -49,6 +49,7 @@ def test_time_is_told_by_stage_and_waits_by_who_waits(plan, data, threads, prefe
         time.sleep(0.005)
         return batch
 
+    drain(ManifestLoader(plan, data, columns=["x"]))  # the gather's kernels are loaded
     loader = ManifestLoader(
         plan,
         data,
