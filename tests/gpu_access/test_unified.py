@@ -118,6 +118,20 @@ def test_stats():
     assert set(made.stats.as_dict().values()) == {0}
 
 
+def test_output_given_allocates_nothing():
+    made = UnifiedTensor.from_tensor(torch.rand(1000, 64), device="cpu")
+    out, place = torch.empty(100, 64), None
+    several = [torch.randint(0, 1000, (100,)) for _ in range(100)]
+    made.gather_rows(several[0], out=out)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        for ids in several:
+            place = made.gather_rows(ids, out=out).data_ptr()
+    assert place == out.data_ptr()
+    assert sum(max(0, event.self_cpu_memory_usage) for event in seen.events()) == 0
+
+
 # --- Arrow ----------------------------------------------------------------------------------------
 
 
