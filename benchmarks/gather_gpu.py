@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from batchloom.gpu_access import HostTable, HotRowCache, UnifiedTensor, select_backend
 from batchloom.gpu_access.backends import ZeroCopy
 from batchloom.gpu_access.kernels import launch
-from batchloom.gpu_access.line_requests import lines_per_row
+from batchloom.gpu_access.line_requests import line_requests
 from batchloom.gpu_access.request import Request, new_status
 from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
@@ -288,6 +288,7 @@ class GpuRun:
             launch(Request(table, ids.pop(), out, status), tiling, cap)
 
         seconds = self._streamed(once, 8, warm=1)
+        mode: Literal["kernel", "plain"] = "kernel" if tiling.lead_in else "plain"
         self._found(
             "kernel",
             table,
@@ -298,7 +299,7 @@ class GpuRun:
             lead_in=tiling.lead_in,
             programs=cap,
             tile=f"{tiling.rows}x{tiling.block}x{tiling.word}",
-            lines=round(lines_per_row(table), 2),
+            lines=round(line_requests(table, np.arange(128), mode) / 128, 2),
         )
 
     def _found(

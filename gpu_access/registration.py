@@ -37,7 +37,7 @@ from .cuda_runtime import (
     error_name,
 )
 
-__all__ = ["HostRegistration", "register_host_memory"]
+__all__ = ["HostRegistration", "map_memory", "register_host_memory"]
 
 CHUNK_BYTES = 64 << 30
 _PAGE = mmap.PAGESIZE
@@ -103,6 +103,13 @@ class _Registry:
         self._runs += made
         return runs
 
+    def holds_some_of(self, first: int, last: int) -> bool:
+        """Whether a page between two addresses was registered here."""
+        with self._lock:
+            found = any(r.start <= last and first < r.stop for r in self._runs)
+        self._drain()
+        return found
+
     def release(self, runs: list[_Pages], *, wait: bool) -> None:
         """Count a user less; unmap what has none.
 
@@ -138,11 +145,6 @@ class _Registry:
         for run in reversed(made):
             if self.runtime.unregister(run.start):
                 self.runtime.clear_error()
-
-    @property
-    def pages(self) -> list[tuple[int, int]]:
-        """Registered runs of pages, as (start, stop) addresses, ascending."""
-        return sorted((r.start, r.stop) for r in self._runs)
 
 
 # A registry lives as long as a registration holds it: an empty one knows nothing.
@@ -207,8 +209,19 @@ class HostRegistration:
     def of_pinned(
         cls, address: int, nbytes: int, owner: Any, runtime: Runtime | None = None
     ) -> HostRegistration:
-        """Stand for memory that someone else has mapped, and keep it until gathers are done."""
-        registry = _registry_of(cuda_runtime() if runtime is None else runtime)
+        """Stand for memory that `owner` keeps mapped itself, such as a pinned tensor.
+
+        Raises
+        ------
+        HostRegistrationError
+            Where some of it is not mapped, or was mapped here and may be unmapped here.
+        """
+        runtime = cuda_runtime() if runtime is None else runtime
+        registry = _registry_of(runtime)
+        ends = (address, address + nbytes - 1)
+        if registry.holds_some_of(*ends) or any(runtime.device_pointer(a)[0] for a in ends):
+            runtime.clear_error()
+            raise _refused(_Pages(address, address + nbytes), 712)
         return cls(address, nbytes, PORTABLE | MAPPED, registry, [], owner)
 
     @property
@@ -292,6 +305,29 @@ def register_host_memory(
     stop = -(-(address + nbytes) // _PAGE) * _PAGE
     runs = registry.acquire(start, stop, flags, chunk, owner)
     return HostRegistration(address, nbytes, flags, registry, runs, owner)
+
+
+def map_memory(memory: tuple[int, int, Any], runtime: Runtime | None = None) -> HostRegistration:
+    """Map (address, nbytes, owner) as it allows: as written, as pinned by its owner, as read only.
+
+    Raises
+    ------
+    HostRegistrationError, UnifiedAccessUnavailable
+        As `register_host_memory`.
+    """
+    try:
+        return register_host_memory(memory, runtime=runtime)
+    except HostRegistrationError as error:
+        owner = memory[2]
+        if error.code == 712 and isinstance(owner, torch.Tensor) and owner.is_pinned():
+            return HostRegistration.of_pinned(*memory, runtime=runtime)
+        if error.code != 1:
+            raise
+        try:
+            return register_host_memory(memory, read_only=True, runtime=runtime)
+        except HostRegistrationError as second:
+            message = f"{error} As memory that is only read: {second}"
+            raise HostRegistrationError(message, error.code, error.name) from second
 
 
 def _give_back(

@@ -35,7 +35,7 @@ from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
 from .gather import GatherFuture, Job, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
 from .placement import resolve_placement
-from .registration import HostRegistration, register_host_memory
+from .registration import HostRegistration, map_memory, register_host_memory
 from .row_table import RowTable
 from .stats import GatherStats
 
@@ -382,16 +382,9 @@ def _from_file(path: str, column: str | None, options: dict[str, Any]) -> Unifie
 
 
 def _register(table: RowTable, device: torch.device) -> HostRegistration:
-    """Map a table for a device: as memory that is written, else as memory that is only read."""
+    """Map a table for a device: as memory that is written, as pinned, as memory that is read."""
     memory = (table.address, table.nbytes, table.owner)
     if device.type != "cuda":
         return register_host_memory(memory)  # says why there is no GPU
     with torch.cuda.device(device):
-        if isinstance(table.owner, torch.Tensor) and table.owner.is_pinned():
-            return HostRegistration.of_pinned(table.address, table.nbytes, table.owner)
-        try:
-            return register_host_memory(memory)
-        except HostRegistrationError as error:
-            if error.code not in (1, 801):
-                raise
-            return register_host_memory(memory, read_only=True)
+        return map_memory(memory)
