@@ -27,6 +27,7 @@ import pyarrow as pa
 import torch
 from batchloom.dataplane.errors import UnifiedAccessUnavailable
 from batchloom.gpu_access import HostTable, UnifiedTensor, register_host_memory
+from batchloom.gpu_access.cache_policies import Belady, CachePolicy, Lru, Static, simulate
 from batchloom.gpu_access.host_memory import huge_page_bytes
 from batchloom.gpu_access.line_requests import line_requests
 from batchloom.gpu_access.row_table import RowTable
@@ -45,6 +46,7 @@ def cpu_part(quick: bool) -> list[Row]:
         *against_torch(rows),
         *against_arrow(64 << 20 if quick else 1 << 30),
         *lines(),
+        *caches(),
         *registering(),
     ]
 
@@ -142,6 +144,43 @@ def lines() -> list[Row]:
                 f"{ours:.2f}",
                 "" if bar is None else f"≤ {bar}",
                 None if bar is None else ours <= bar,
+            )
+        )
+    return found
+
+
+def caches() -> list[Row]:
+    """What four policies read and hit, on a skewed and on a clustered plan."""
+    rows, slots, size, count = 200_000, 10_000, 1000, 400
+    draw = np.random.default_rng(0)
+    starts = np.arange(count) // 4 * 2000 % (rows - 4000)
+    plans = {
+        "skewed": [np.minimum(draw.zipf(1.3, size) - 1, rows - 1) for _ in range(count)],
+        "clustered": [start + draw.integers(0, 4000, size) for start in starts],
+    }
+    found = []
+    for name, batches in plans.items():
+        counts = np.bincount(np.concatenate(batches), minlength=rows)
+        policies: dict[str, CachePolicy] = {
+            "Belady": Belady(batches, rows, slots),
+            "static": Static(counts, slots),
+            "LRU": Lru(rows, slots),
+            "degree": Static(counts + draw.poisson(2, rows), slots),
+        }
+        start = time.process_time()
+        for policy in policies.values():
+            simulate(policy, batches)
+        say(f"  {name}: {(time.process_time() - start) / 4 / count * 1e3:.2f} ms a batch decided")
+        hits = ", ".join(f"{k} {p.hit_rate:.3f}" for k, p in policies.items())
+        reads = {k: p.reads for k, p in policies.items()}
+        found.append(
+            Row(
+                f"cache of {slots / rows:.0%} of the rows, {name} plan: hit rates",
+                hits,
+                "",
+                f"reads {', '.join(f'{v:,}' for v in reads.values())}",
+                "Belady reads fewest",
+                reads["Belady"] == min(reads.values()),
             )
         )
     return found

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from batchloom.gpu_access import HostTable, UnifiedTensor, select_backend
+from batchloom.gpu_access import HostTable, HotRowCache, UnifiedTensor, select_backend
 from batchloom.gpu_access.backends import ZeroCopy
 from batchloom.gpu_access.kernels import launch
-from batchloom.gpu_access.line_requests import lines_per_row
+from batchloom.gpu_access.line_requests import line_requests
 from batchloom.gpu_access.request import Request, new_status
 from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
@@ -83,6 +84,7 @@ class GpuRun:
                 self._sizes,
                 self._alignment,
                 self._counts,
+                self._cached,
                 self._grid,
                 self._tiles,
                 self._beside_training,
@@ -196,6 +198,36 @@ class GpuRun:
                 }
             )
 
+    def _cached(self) -> None:
+        """Reads by a power law, a share of the table in the GPU's memory."""
+        self._check_time()
+        table, count = self._table(2048), 100_000
+        unified = self._unified(table, "zero_copy")
+        out = torch.empty(count, table.row_bytes, dtype=torch.uint8, device="cuda")
+
+        def skewed() -> torch.Tensor:
+            drawn = torch.rand(count, device="cuda", generator=self._draw)
+            return (drawn**4 * len(unified)).long()
+
+        scores = np.arange(len(unified), 0, -1, dtype=np.float32)  # the first are read most
+        for share in (0.0, 0.05, 0.2):
+            self._check_time()
+            capacity = int(share * self.table_bytes)
+            cache = HotRowCache.from_counts(unified, scores, capacity)
+            fresh = iter([skewed() for _ in range(9)])
+            unified.stats.reset()
+            seconds = self._streamed(partial(_next_batch, cache, fresh, out), 8, warm=1)
+            self._found(
+                "cached",
+                table,
+                count * table.row_bytes,
+                seconds,
+                ids=count,
+                share=share,
+                hit_rate=round(unified.stats.hit_rate, 3),
+            )
+            del cache  # its memory, before the next one's
+
     # --- one measurement --------------------------------------------------------------------------
 
     def _compare(self, width: int, count: int, backends: tuple[str, ...]) -> None:
@@ -268,6 +300,7 @@ class GpuRun:
             launch(Request(table, ids.pop(), out, status), tiling, cap)
 
         seconds = self._streamed(once, 8, warm=1)
+        mode: Literal["kernel", "plain"] = "kernel" if tiling.lead_in else "plain"
         self._found(
             "kernel",
             table,
@@ -278,7 +311,7 @@ class GpuRun:
             lead_in=tiling.lead_in,
             programs=cap,
             tile=f"{tiling.rows}x{tiling.block}x{tiling.word}",
-            lines=round(lines_per_row(table), 2),
+            lines=round(line_requests(table, np.arange(128), mode) / 128, 2),
         )
 
     def _found(
@@ -328,3 +361,7 @@ class GpuRun:
     def _check_time(self) -> None:
         if time.perf_counter() > self._stop:
             raise OutOfTimeError
+
+
+def _next_batch(cache: HotRowCache, ids: Iterator[torch.Tensor], out: torch.Tensor) -> None:
+    cache.gather_rows(next(ids), out=out)

@@ -40,7 +40,13 @@ from .cuda_runtime import (
 )
 from .row_table import OWN_PAGES_BYTES
 
-__all__ = ["HostRegistration", "is_registered", "register_host_memory", "shares_pages"]
+__all__ = [
+    "HostRegistration",
+    "is_registered",
+    "map_memory",
+    "register_host_memory",
+    "shares_pages",
+]
 
 CHUNK_BYTES = 64 << 30
 _PAGE = mmap.PAGESIZE
@@ -106,6 +112,13 @@ class _Registry:
         self._runs += made
         return runs
 
+    def holds_some_of(self, first: int, last: int) -> bool:
+        """Whether a page between two addresses was registered here."""
+        with self._lock:
+            found = any(r.start <= last and first < r.stop for r in self._runs)
+        self._drain()
+        return found
+
     def release(self, runs: list[_Pages], *, wait: bool) -> None:
         """Count a user less; unmap what has none.
 
@@ -147,11 +160,6 @@ class _Registry:
         with self._lock:
             held = [r for r in self._runs if r.start < stop and start < r.stop]
             return not list(_gaps(held, start, stop))
-
-    @property
-    def pages(self) -> list[tuple[int, int]]:
-        """Registered runs of pages, as (start, stop) addresses, ascending."""
-        return sorted((r.start, r.stop) for r in self._runs)
 
 
 # A registry lives as long as a registration holds it: an empty one knows nothing.
@@ -216,8 +224,19 @@ class HostRegistration:
     def of_pinned(
         cls, address: int, nbytes: int, owner: Any, runtime: Runtime | None = None
     ) -> HostRegistration:
-        """Stand for memory that someone else has mapped, and keep it until gathers are done."""
-        registry = _registry_of(cuda_runtime() if runtime is None else runtime)
+        """Stand for memory that `owner` keeps mapped itself, such as a pinned tensor.
+
+        Raises
+        ------
+        HostRegistrationError
+            Where some of it is not mapped, or was mapped here and may be unmapped here.
+        """
+        runtime = cuda_runtime() if runtime is None else runtime
+        registry = _registry_of(runtime)
+        ends = (address, address + nbytes - 1)
+        if registry.holds_some_of(*ends) or any(runtime.device_pointer(a)[0] for a in ends):
+            runtime.clear_error()
+            raise _refused(_Pages(address, address + nbytes), 712)
         return cls(address, nbytes, PORTABLE | MAPPED, registry, [], owner)
 
     @property
@@ -312,6 +331,29 @@ def is_registered(address: int, nbytes: int, runtime: Runtime | None = None) -> 
 def _pages_of(address: int, nbytes: int) -> tuple[int, int]:
     """Return the first address of a range's pages, and the one after them."""
     return address // _PAGE * _PAGE, -(-(address + nbytes) // _PAGE) * _PAGE
+
+
+def map_memory(memory: tuple[int, int, Any], runtime: Runtime | None = None) -> HostRegistration:
+    """Map (address, nbytes, owner) as it allows: as written, as pinned by its owner, as read only.
+
+    Raises
+    ------
+    HostRegistrationError, UnifiedAccessUnavailable
+        As `register_host_memory`.
+    """
+    try:
+        return register_host_memory(memory, runtime=runtime)
+    except HostRegistrationError as error:
+        owner = memory[2]
+        if error.code == 712 and isinstance(owner, torch.Tensor) and owner.is_pinned():
+            return HostRegistration.of_pinned(*memory, runtime=runtime)
+        if error.code != 1:
+            raise
+        try:
+            return register_host_memory(memory, read_only=True, runtime=runtime)
+        except HostRegistrationError as second:
+            message = f"{error} As memory that is only read: {second}"
+            raise HostRegistrationError(message, error.code, error.name) from second
 
 
 def _give_back(

@@ -38,6 +38,7 @@ from .placement import resolve_placement
 from .registration import (
     HostRegistration,
     is_registered,
+    map_memory,
     register_host_memory,
     shares_pages,
 )
@@ -423,24 +424,15 @@ def _is_pinned(table: RowTable) -> bool:
 
 
 def _register(table: RowTable, device: torch.device) -> HostRegistration:
-    """Map a table for a device: as memory that is written, else as memory that is only read."""
+    """Map a table for a device: as memory that is written, as pinned, as memory that is read."""
+    rows = table.address, table.nbytes, table.owner
     if device.type != "cuda":
-        # Says why there is no GPU.
-        return register_host_memory((table.address, table.nbytes, table.owner))
+        return register_host_memory(rows)  # says why there is no GPU
     with torch.cuda.device(device):
-        rows = table.address, table.nbytes
-        if is_registered(*rows):  # a part of memory that another table has mapped: share it
-            return register_host_memory((*rows, table.owner))
-        if table.region is None:
-            if _is_pinned(table):
-                return HostRegistration.of_pinned(*rows, table.owner)
-            raise shares_pages(table.nbytes)
-        memory = (*table.region, table.owner)
-        try:
-            return register_host_memory(memory)
-        except HostRegistrationError as error:
-            if error.code == 712 and _is_pinned(table):
-                return HostRegistration.of_pinned(*rows, table.owner)
-            if error.code not in (1, 801):
-                raise
-            return register_host_memory(memory, read_only=True)
+        if is_registered(*rows[:2]):  # part of memory that another table has mapped: share it
+            return register_host_memory(rows)
+        if table.region is not None:
+            return map_memory((*table.region, table.owner))
+        if _is_pinned(table):
+            return HostRegistration.of_pinned(*rows)
+        raise shares_pages(table.nbytes)

@@ -71,6 +71,9 @@ class FakeRuntime:
         return 0
 
     def device_pointer(self, address: int) -> tuple[int, int]:
+        if not any(start <= address < start + held for start, held in self.mapped.items()):
+            self.last_error = 1
+            return 1, 0
         return 0, address + self.moved
 
     def attribute(self, attribute: int) -> int:

@@ -1,6 +1,8 @@
 """The honest choice of a backend."""
 
 import ctypes
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +92,15 @@ def test_probe_writes_after_mapping():
         return rows.view(table.shape)[ids]
 
     assert "stale copy" in probe_liveness(read, runtime)
+
+
+def test_no_managed_memory():
+    """More of it than a card has free can hang the GPU."""
+    sources = list(Path(backends.__file__).parent.glob("*.py"))
+    assert len(sources) > 10
+    for path in sources:
+        text = path.read_text().lower()
+        assert not re.search(r"malloc_?managed|mem_?advise|mem_?prefetch", text), path
 
 
 def ladder(monkeypatch, works):

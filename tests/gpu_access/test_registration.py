@@ -213,6 +213,16 @@ def test_unregistering_that_fails_is_told_not_raised(caplog):
     assert caplog.text == ""
 
 
+def test_pages_that_are_unmapped_already_are_no_error(caplog):
+    runtime = FakeRuntime()
+    made = register_host_memory(region(1), runtime=runtime)
+    runtime.mapped.clear()  # a device reset: 713, cudaErrorHostMemoryNotRegistered
+    made.release()
+    assert len(runtime.unregistered) == 1
+    assert runtime.last_error == 0
+    assert caplog.text == ""
+
+
 def test_forked_child_leaves_the_parents_pages():
     runtime = FakeRuntime()
     made = register_host_memory(region(1), runtime=runtime)

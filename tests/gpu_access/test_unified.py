@@ -20,9 +20,10 @@ from batchloom.dataplane.errors import (
     RowIndexError,
     UnifiedAccessUnavailable,
 )
-from batchloom.gpu_access import HostTable, UnifiedTensor, register_host_memory, unified
+from batchloom.gpu_access import HostTable, UnifiedTensor, unified
 from batchloom.gpu_access.backends import Attempt, BackendChoice, Cpu
-from batchloom.tests.contracts.fake_cuda import FakeRuntime
+from batchloom.gpu_access.registration import map_memory
+from batchloom.tests.contracts.fake_cuda import PAGE, FakeRuntime
 from batchloom.tests.contracts.unified import UnifiedContract, random_rows, same_bits
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -116,6 +117,20 @@ def test_stats():
     assert found["bytes_zero_copy"] == found["line_requests"] == found["cache_hits"] == 0
     made.stats.reset()
     assert set(made.stats.as_dict().values()) == {0}
+
+
+def test_output_given_allocates_nothing():
+    made = UnifiedTensor.from_tensor(torch.rand(1000, 64), device="cpu")
+    out, place = torch.empty(100, 64), None
+    several = [torch.randint(0, 1000, (100,)) for _ in range(100)]
+    made.gather_rows(several[0], out=out)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        for ids in several:
+            place = made.gather_rows(ids, out=out).data_ptr()
+    assert place == out.data_ptr()
+    assert sum(max(0, event.self_cpu_memory_usage) for event in seen.events()) == 0
 
 
 # --- Arrow ----------------------------------------------------------------------------------------
@@ -222,9 +237,8 @@ def with_runtime(monkeypatch):
     """Make unified tensors register with a runtime, as for a GPU."""
 
     def use(runtime):
-        def register(table, device, read_only=False):
-            memory = (table.address, table.nbytes, table.owner)
-            return register_host_memory(memory, runtime=runtime)
+        def register(table, device):
+            return map_memory((table.address, table.nbytes, table.owner), runtime)
 
         def backend(name, device):
             return Mapped() if name == "zero_copy" else Cpu()
@@ -296,6 +310,55 @@ def test_column_that_is_refused_is_copied(with_runtime):
     assert made.is_pinned
     assert list(runtime.mapped) == [made.table.address]
     assert made[[3]].tolist() == [[9.0, 10.0, 11.0]]
+
+
+def test_column_that_may_only_be_read_is_mapped_so(with_runtime):
+    runtime = with_runtime(FakeRuntime(writable=False, read_only_supported=True))
+    column = lists(np.arange(12, dtype=np.float32).reshape(4, 3))
+    made = UnifiedTensor.from_arrow(column, copy=False)
+    assert made.table.address == column.values.buffers()[1].address
+    assert made._registration.flags == 11
+    assert len(runtime.mapped) == 1
+
+
+class Pinned(torch.Tensor):
+    """A tensor whose memory torch has mapped."""
+
+    def is_pinned(self, device=None):
+        return True
+
+
+def test_pinned_memory_is_taken_as_it_is(with_runtime):
+    runtime = with_runtime(FakeRuntime())
+    table = HostTable.allocate(1000, 8).tensor.as_subclass(Pinned)
+    runtime.mapped[table.data_ptr()] = 8 * PAGE  # by torch
+    made = UnifiedTensor.from_tensor(table)
+    assert made.is_pinned
+    assert made.backend == "zero_copy"
+    made.release()
+    assert runtime.unregistered == []
+    assert len(runtime.mapped) == 1
+
+
+def test_memory_of_which_a_part_is_pinned_is_not(with_runtime):
+    """torch says is_pinned() of the first byte; a GPU would fault on the rest."""
+    runtime = with_runtime(FakeRuntime())
+    table = HostTable.allocate(1000, 8).tensor.as_subclass(Pinned)
+    runtime.mapped[table.data_ptr()] = 7 * PAGE
+    made = UnifiedTensor.from_tensor(table)
+    assert made.choice.name == "staged"
+    assert "(712)" in made.backend_reason
+    assert runtime.last_error == 0
+    runtime.mapped.clear()
+    first = UnifiedTensor.from_tensor(table[:10])  # its page is ours, and looks pinned
+    last = UnifiedTensor.from_tensor(table[-10:])
+    whole = UnifiedTensor.from_tensor(table)
+    first.release()
+    last.release()
+    assert whole.backend == "zero_copy"
+    assert sum(runtime.mapped.values()) == 8 * PAGE
+    whole.release()
+    assert runtime.mapped == {}
 
 
 def test_no_rows_no_registration(with_runtime):

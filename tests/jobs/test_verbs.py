@@ -122,6 +122,9 @@ def test_doctor_names_what_is_missing_and_what_for() -> None:
     findings = {f.what: f for f in examine()}
     assert findings["pyarrow"].here
     assert findings["GPU path"].detail
+    ways = [f for f in findings if f.startswith("rows by ")]
+    assert ways == [f"rows by {n}" for n in ("zero_copy", "alias", "staged", "cpu")][: len(ways)]
+    assert [findings[f].here for f in ways] == [False] * (len(ways) - 1) + [True]
     for finding in findings.values():
         assert finding.here or finding.needed_for or finding.what == "system"
 
