@@ -321,8 +321,9 @@ class ArrowTaker(_Taker):
         assert self.column.arrays is not None
         result = ArrowColumn(self.column.name, self.column.type)
         order = np.argsort(found.chunk, kind="stable")
-        chunks, starts = np.unique(found.chunk[order], return_index=True)
-        for chunk, mine in zip(chunks.tolist(), np.split(order, starts[1:]), strict=True):
+        cuts = np.flatnonzero(np.diff(found.chunk[order])) + 1
+        for mine in np.split(order, cuts) if len(found) else ():
+            chunk = int(found.chunk[mine[0]])
             first, arrays = self.column.arrays(chunk)
             inside = np.searchsorted(first, found.offset[mine], side="right") - 1
             for index in np.unique(inside).tolist():
