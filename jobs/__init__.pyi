@@ -1,6 +1,7 @@
 from .cleaning import gc as gc
 from .editing import edit as edit
 from .methods import register as register
+from .packing import pack as pack
 from .planning import plan as plan
 from .planning import run as run
 from .rebinding import rebind as rebind

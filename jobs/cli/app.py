@@ -1,7 +1,8 @@
 """The command line put together, and the verbs that begin: demo, doctor, scan, run.
 
 Each verb imports what it runs when it runs, so that ``--help`` answers at once. `plan` holds the
-methods, `reading` the verbs that look into a plan, `changing` those that make one of another.
+methods, `reading` the verbs that look into a plan, `changing` those that make one of another, and
+`packing` the one that packs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from . import options as opt
 from .changing import VERBS as CHANGING
 from .output import print_json, print_table, progress_of, reporting
+from .packing import VERBS as PACKING
 from .plan import plan_verbs, run_spec
 from .reading import VERBS as READING
 
@@ -43,7 +45,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.command("scan")(scan)
     app.add_typer(plan_verbs(arguments), name="plan")
     app.command("run")(run)
-    for verb in (*READING, *CHANGING):
+    for verb in (*PACKING, *READING, *CHANGING):
         app.command(verb.__name__)(verb)
     app.callback()(_version)
     return app
