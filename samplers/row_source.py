@@ -93,8 +93,8 @@ class RowSource(Protocol):
         ids : uint64, shape (n,)
             Row ids; repeats are fine.
         out : mapping of str → tensor, optional
-            Tensors that this source returned before, at least n rows long, which nobody reads any
-            more: it may fill and return their first n rows. It need not.
+            Tensors of n rows of each of the columns that are tensors, which nobody reads any more:
+            the source may fill and return them. It need not.
         """
         ...
 
