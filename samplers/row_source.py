@@ -182,17 +182,22 @@ class Sources:
     """
 
     def __init__(self, data: DatasetLike | RowSource, options: SourceOptions) -> None:
-        self._data = data
+        self._data: DatasetLike | None = None
+        self._given: RowSource | None = None
+        if isinstance(data, RowSource):
+            self._given = data
+        else:
+            self._data = data
         self._options = options
         self._datasets: dict[Any, Dataset] = {}
         self._keys: dict[str, Any] = {}
         self._open: tuple[Any, RowSource] | None = None
         self._past = SourceStats()  # of sources that are closed
-        self.schema = data.schema if isinstance(data, RowSource) else pa.schema([])
+        self.schema = pa.schema([]) if self._given is None else self._given.schema
 
     def bind(self, manifest: Manifest) -> None:
         """Check that the rows which the manifest planned are there, unchanged; once."""
-        if isinstance(self._data, RowSource) or manifest.manifest_id in self._keys:
+        if self._data is None or manifest.manifest_id in self._keys:
             return
         # Members of a series mostly share a snapshot; then one check serves them all.
         key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
@@ -208,8 +213,8 @@ class Sources:
 
     def source(self, manifest: Manifest) -> RowSource:
         """Return the source of a manifest's rows."""
-        if isinstance(self._data, RowSource):
-            return self._data
+        if self._given is not None:
+            return self._given
         self.bind(manifest)
         return self._source(self._keys[manifest.manifest_id])
 
@@ -221,8 +226,8 @@ class Sources:
 
     def stats(self) -> SourceStats:
         """Return what was read so far, over all manifests."""
-        if isinstance(self._data, RowSource):
-            return self._data.stats()
+        if self._given is not None:
+            return self._given.stats()
         return self._past if self._open is None else self._past.plus(self._open[1].stats())
 
     def close(self) -> None:
