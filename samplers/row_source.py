@@ -166,75 +166,85 @@ class SourceOptions:
     storage_options: Mapping[str, Any] | None = None
 
 
-def open_source(dataset: Dataset, options: SourceOptions) -> RowSource:
-    """Choose where the rows come from: by what the dataset is, and by device and transfer."""
+def open_source(
+    manifest: Manifest, data: DatasetLike | RowSource, options: SourceOptions
+) -> RowSource:
+    """Choose where the rows that a manifest planned come from.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Whose rows they are; checked to be there, unchanged.
+    data : path, URI, list, mapping, Dataset or RowSource
+        A `RowSource` answers for itself.
+    options : SourceOptions
+
+    Raises
+    ------
+    DatasetChangedError, MissingColumnError
+    """
+    if isinstance(data, RowSource):
+        return data
+    dataset = manifest.open_dataset(data, storage_options=options.storage_options)
     return DatasetSource(dataset, options.columns, cache_bytes=options.cache_bytes)
 
 
 class Sources:
-    """The rows that each manifest planned; one source is open at a time.
+    """The rows of each manifest that a plan consists of; one source holds files at a time.
 
     Parameters
     ----------
     data : path, URI, list, mapping, Dataset or RowSource
-        A `RowSource` is taken as it is, for all manifests.
+        A `RowSource` serves all manifests, and is left open.
     options : SourceOptions
     """
 
     def __init__(self, data: DatasetLike | RowSource, options: SourceOptions) -> None:
-        self._data: DatasetLike | None = None
-        self._given: RowSource | None = None
-        if isinstance(data, RowSource):
-            self._given = data
-        else:
-            self._data = data
+        self._data = data
         self._options = options
-        self._datasets: dict[Any, Dataset] = {}
-        self._keys: dict[str, Any] = {}
-        self._open: tuple[Any, RowSource] | None = None
-        self._past = SourceStats()  # of sources that are closed
-        self.schema = pa.schema([]) if self._given is None else self._given.schema
+        self._given = isinstance(data, RowSource)
+        self._opened: dict[Any, RowSource] = {}
+        self._of: dict[str, RowSource] = {}
+        self._active: RowSource | None = None
+        self.schema = pa.schema([])
 
     def bind(self, manifest: Manifest) -> None:
         """Check that the rows which the manifest planned are there, unchanged; once."""
-        if self._data is None or manifest.manifest_id in self._keys:
+        if manifest.manifest_id in self._of:
             return
         # Members of a series mostly share a snapshot; then one check serves them all.
-        key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
-        if key not in self._datasets:
-            dataset = manifest.open_dataset(
-                self._data, storage_options=self._options.storage_options
-            )
-            open_source(dataset, self._options).close()  # refuses columns that are not there
-            self._datasets[key] = dataset
-        self._keys[manifest.manifest_id] = key
+        key = None if self._given else _rows_of(manifest)
+        if key not in self._opened:
+            self._opened[key] = open_source(manifest, self._data, self._options)
+        source = self._of[manifest.manifest_id] = self._opened[key]
         if not self.schema:
-            self.schema = self._source(key).schema
+            self.schema = source.schema
 
     def source(self, manifest: Manifest) -> RowSource:
-        """Return the source of a manifest's rows."""
-        if self._given is not None:
-            return self._given
+        """Return the source of a manifest's rows; the one before it lets go of its files."""
         self.bind(manifest)
-        return self._source(self._keys[manifest.manifest_id])
-
-    def _source(self, key: Any) -> RowSource:
-        if self._open is None or self._open[0] != key:
+        source = self._of[manifest.manifest_id]
+        if source is not self._active:
             self.close()
-            self._open = (key, open_source(self._datasets[key], self._options))
-        return self._open[1]
+            self._active = source
+        return source
 
     def stats(self) -> SourceStats:
         """Return what was read so far, over all manifests."""
-        if self._given is not None:
-            return self._given.stats()
-        return self._past if self._open is None else self._past.plus(self._open[1].stats())
+        total = SourceStats()
+        for source in self._opened.values():
+            total = total.plus(source.stats())
+        return total
 
     def close(self) -> None:
-        if self._open is not None:
-            self._past = self._past.plus(self._open[1].stats())
-            self._open[1].close()
-            self._open = None
+        """Let go of files and memory; they are opened again when they are needed."""
+        if self._active is not None and not self._given:
+            self._active.close()
+        self._active = None
+
+
+def _rows_of(manifest: Manifest) -> tuple[Any, ...]:
+    return manifest.snapshot.fingerprint, tuple(manifest.planned_fragments())
 
 
 def row_bytes(schema: pa.Schema) -> int:
