@@ -13,7 +13,7 @@ import torch
 
 from ..gpu_access.cpu import Column
 
-__all__ = ["Buffers", "Tensors", "whole_buffers"]
+__all__ = ["Buffers", "Tensors", "first_rows", "whole_buffers"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -25,7 +25,7 @@ class Buffers:
         self._free: deque[Tensors] = deque()
 
     def take(self, rows: int) -> Tensors | None:
-        """Return buffers for so many rows, where some are free; smaller ones are let go."""
+        """Return buffers of at least so many rows, where some are free; smaller ones are let go."""
         while self._free:
             found = self._free.popleft()
             if all(len(tensor) >= rows for tensor in found.values()):
@@ -36,6 +36,11 @@ class Buffers:
         """Let buffers be used again."""
         if tensors:
             self._free.append(tensors)
+
+
+def first_rows(buffers: Tensors | None, rows: int) -> Tensors | None:
+    """Return the first rows of buffers, where there are some."""
+    return None if buffers is None else {name: t[:rows] for name, t in buffers.items()}
 
 
 def whole_buffers(columns: Mapping[str, Column], taken: Tensors | None) -> Tensors:

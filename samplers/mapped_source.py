@@ -64,8 +64,7 @@ class MappedSource:
     def gather(
         self, ids: U64, out: Mapping[str, torch.Tensor] | None = None
     ) -> Mapping[str, Column]:
-        given = {name: tensor[: len(ids)] for name, tensor in (out or {}).items()}
-        return self._gather.gather(ids, given)
+        return self._gather.gather(ids, out)
 
     def stats(self) -> SourceStats:
         return SourceStats(self._gather.bytes_read)

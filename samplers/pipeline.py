@@ -19,7 +19,7 @@ from ..dataplane.errors import BatchloomError, StorageError
 from ..dataplane.manifest import Manifest
 from ..gpu_access.transfer import Transfer
 from .batch import Batch
-from .buffers import Buffers, whole_buffers
+from .buffers import Buffers, first_rows, whole_buffers
 from .collate import Padded, collated
 from .pieces import Pieces
 from .row_source import Sources, row_bytes
@@ -110,7 +110,8 @@ class Pipeline:
         begun = time.perf_counter()
         taken = None if buffers is None else buffers.take(len(pieces.ids))
         try:
-            columns = self.sources.source(pieces.manifest).gather(pieces.ids, taken)
+            out = first_rows(taken, len(pieces.ids))
+            columns = self.sources.source(pieces.manifest).gather(pieces.ids, out)
             window = Window(pieces, columns)
             if self.collate:
                 collated(window, self.collate)

@@ -74,8 +74,8 @@ class RowSource(Protocol):
         ids : uint64, shape (n,)
             Row ids; repeats are fine.
         out : mapping of str → tensor, optional
-            Tensors that this source returned before, at least n rows long, which nobody reads any
-            more: it may fill and return their first n rows. It need not.
+            Tensors of n rows of each of the columns that are tensors, which nobody reads any more:
+            the source may fill and return them. It need not.
         """
         ...
 
@@ -154,87 +154,98 @@ class SourceOptions:
     packed_bytes: int = CACHE_BYTES
 
 
-def open_source(
-    data: Dataset | PackedTable, fragments: Sequence[int], options: SourceOptions
-) -> RowSource:
-    """Choose where the rows of some fragments come from: by what the data is."""
+def open_source(manifest: Manifest, data: RowsLike, options: SourceOptions) -> RowSource:
+    """Choose where the rows that a manifest planned come from.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Whose rows they are; checked to be there, unchanged.
+    data : path, URI, list, mapping, Dataset, PackedTable or RowSource
+        A `RowSource` answers for itself.
+    options : SourceOptions
+
+    Raises
+    ------
+    DatasetChangedError, MissingColumnError
+    """
+    if isinstance(data, RowSource):
+        return data
+    fragments, columns = manifest.planned_fragments(), options.columns
     if isinstance(data, PackedTable):
-        return MappedSource(data, options.columns)
-    data.check_sources(options.columns or data.schema.names)
+        data.require(manifest.snapshot, fragments)
+        return MappedSource(data, columns)
+    dataset = manifest.open_dataset(data, storage_options=options.storage_options)
+    dataset.check_sources(dataset.schema.names if columns is None else columns)
     table = rows_at_hand(
-        data,
-        options.columns,
+        dataset,
+        columns,
         fragments,
         pack=options.pack,
         packed_dir=options.packed_dir,
         packed_bytes=options.packed_bytes,
     )
     if table is not None:
-        return MappedSource(table, options.columns)
-    return DatasetSource(data, options.columns, cache_bytes=options.cache_bytes)
+        return MappedSource(table, columns)
+    return DatasetSource(dataset, columns, cache_bytes=options.cache_bytes)
 
 
 class Sources:
-    """The rows that each manifest planned; one source is open at a time.
+    """The rows of each manifest that a plan consists of; one source holds files at a time.
 
     Parameters
     ----------
     data : path, URI, list, mapping, Dataset, PackedTable or RowSource
-        A path may be that of a packed table. A `RowSource` is taken as it is, for all manifests.
+        A path may be that of a packed table. A `RowSource` serves all manifests, and is left open.
     options : SourceOptions
     """
 
     def __init__(self, data: RowsLike, options: SourceOptions) -> None:
         self._data: RowsLike = packed_table(data, options.storage_options) or data
         self._options = options
-        self._datasets: dict[Any, Dataset | PackedTable] = {}
-        self._keys: dict[str, Any] = {}
-        self._open: tuple[Any, RowSource] | None = None
-        self._past = SourceStats()  # of sources that are closed
-        self.schema = data.schema if isinstance(data, RowSource) else pa.schema([])
+        self._given = isinstance(data, RowSource)
+        self._opened: dict[Any, RowSource] = {}
+        self._of: dict[str, RowSource] = {}
+        self._active: RowSource | None = None
+        self.schema = pa.schema([])
 
     def bind(self, manifest: Manifest) -> None:
         """Check that the rows which the manifest planned are there, unchanged; once."""
-        if isinstance(self._data, RowSource) or manifest.manifest_id in self._keys:
+        if manifest.manifest_id in self._of:
             return
         # Members of a series mostly share a snapshot; then one check serves them all.
-        key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
-        if key not in self._datasets:
-            self._datasets[key] = self._planned_rows(manifest)
-            self.schema = self._source(key).schema  # refuses columns that are not there
-        self._keys[manifest.manifest_id] = key
-
-    def _planned_rows(self, manifest: Manifest) -> Dataset | PackedTable:
-        if isinstance(self._data, PackedTable):
-            self._data.require(manifest.snapshot, manifest.planned_fragments())
-            return self._data
-        data, options = self._data, self._options.storage_options
-        return manifest.open_dataset(data, storage_options=options)  # type: ignore[arg-type]
+        key = None if self._given else _rows_of(manifest)
+        if key not in self._opened:
+            self._opened[key] = open_source(manifest, self._data, self._options)
+        source = self._of[manifest.manifest_id] = self._opened[key]
+        if not self.schema:
+            self.schema = source.schema
 
     def source(self, manifest: Manifest) -> RowSource:
-        """Return the source of a manifest's rows."""
-        if isinstance(self._data, RowSource):
-            return self._data
+        """Return the source of a manifest's rows; the one before it lets go of its files."""
         self.bind(manifest)
-        return self._source(self._keys[manifest.manifest_id])
-
-    def _source(self, key: Any) -> RowSource:
-        if self._open is None or self._open[0] != key:
+        source = self._of[manifest.manifest_id]
+        if source is not self._active:
             self.close()
-            self._open = (key, open_source(self._datasets[key], key[1], self._options))
-        return self._open[1]
+            self._active = source
+        return source
 
     def stats(self) -> SourceStats:
         """Return what was read so far, over all manifests."""
-        if isinstance(self._data, RowSource):
-            return self._data.stats()
-        return self._past if self._open is None else self._past.plus(self._open[1].stats())
+        total = SourceStats()
+        for source in self._opened.values():
+            total = total.plus(source.stats())
+        return total
 
     def close(self) -> None:
-        if self._open is not None:
-            self._past = self._past.plus(self._open[1].stats())
-            self._open[1].close()
-            self._open = None
+        """Let go of files and memory; they are opened again when they are needed."""
+        if self._active is not None and not self._given:
+            self._active.close()
+        self._active = None
+
+
+def _rows_of(manifest: Manifest) -> tuple[Any, ...]:
+    return manifest.snapshot.fingerprint, tuple(manifest.planned_fragments())
 
 
 def row_bytes(schema: pa.Schema) -> int:

@@ -70,6 +70,14 @@ def sleeps(batch: Any) -> Any:
     return batch
 
 
-def process_of(batch: Any) -> tuple[int, int]:
-    """Return which process transformed it, and its torch threads."""
-    return os.getpid(), torch.get_num_threads()
+def chosen(batch: Any) -> Any:
+    """Do what the batch's columns stand for, so that one pool of processes serves many tests."""
+    chosen = {
+        ("x", "y"): doubled,
+        ("x",): half,
+        ("y",): fails,
+        ("u8",): fails_unsendably,
+        ("i8",): makes_a_lock,
+        ("flag",): dies,
+    }
+    return chosen[tuple(batch)](batch)

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 from batchloom.dataplane.errors import BatchloomError, ParameterError
 from batchloom.samplers import ManifestLoader
+from batchloom.samplers.workers import Workers
 from batchloom.tests.contracts import transforms
 from batchloom.tests.contracts.batches import drain, fingerprints, prefetch_threads
 
@@ -31,22 +33,17 @@ def children():
 
 
 @pytest.fixture(scope="module")
-def workers(request):
-    """Loaders whose worker processes outlive a test, since each takes seconds to start."""
-    made = {}
+def workers():
+    """Loaders that share two worker processes, since each takes seconds to start."""
+    pool = Workers(transforms.chosen, 2)
 
-    def get(plan, data, transform, **options):
-        loader = ManifestLoader(
-            plan, data, transform=transform, columns=["x", "y"], transform_workers=2, **options
-        )
-        if transform in made:  # the processes that run it already
-            loader._pipeline.__dict__["workers"] = made[transform]
-        made[transform] = loader._pipeline.workers
+    def get(plan, data, columns, **options):
+        loader = ManifestLoader(plan, data, columns=columns, transform=transforms.chosen, **options)
+        loader._pipeline = replace(loader._pipeline, workers=pool)
         return loader
 
     yield get
-    for pool in made.values():
-        pool.close()
+    pool.close()
     assert children() == []
 
 
@@ -134,11 +131,12 @@ def test_threads_need_a_transform(plan, data):
 
 
 def test_workers_give_the_same(plan, data, workers):
+    columns = ["x", "y"]
     expected = fingerprints(
-        ManifestLoader(plan, data, columns=["x", "y"], transform=transforms.doubled)
+        ManifestLoader(plan, data, columns=columns, transform=transforms.doubled)
     )
     for window, prefetch in [(1, 0), (5, 1), (16, 8), (None, None)]:
-        loader = workers(plan, data, transforms.doubled, window=window, prefetch=prefetch)
+        loader = workers(plan, data, columns, window=window, prefetch=prefetch)
         iterator = iter(loader)
         first = next(iterator)
         assert len(children()) == 2
@@ -146,21 +144,21 @@ def test_workers_give_the_same(plan, data, workers):
         assert fingerprints(batches) == expected
         first["x"].zero_()  # memory of its own, and writable
         assert loader.state_dict()["epoch"] == 1
-    for batch in workers(plan, data, transforms.doubled):
+    for batch in workers(plan, data, columns):
         if batch.step == 3:
             break
-    assert fingerprints(workers(plan, data, transforms.doubled)) == expected
+    assert fingerprints(workers(plan, data, columns)) == expected
 
 
 def test_what_workers_send(plan, data, workers):
     loader = ManifestLoader(plan, data, columns=["x"])
-    for batch, (low, none, step) in zip(loader, workers(plan, data, transforms.half), strict=True):
+    for batch, (low, none, step) in zip(loader, workers(plan, data, ["x"]), strict=True):
         assert torch.equal(low, batch["x"].to(torch.bfloat16))
         assert (none.shape, none.dtype, step.item()) == ((0, 4), torch.float32, batch.step)
 
 
 def test_workers_fail_as_threads_do(plan, data, workers):
-    loader, seen = workers(plan, data, transforms.fails), []
+    loader, seen = workers(plan, data, ["y"]), []
     with pytest.raises(ZeroDivisionError, match="no") as caught:
         take(loader, seen)
     assert seen == [(0, s) for s in range(transforms.FAILS_AT)]
@@ -170,17 +168,23 @@ def test_workers_fail_as_threads_do(plan, data, workers):
     assert "in fails" in there
 
 
-@pytest.mark.slow
-def test_other_ways_to_fail_in_a_worker(plan, data, workers):
+def test_what_cannot_be_sent(plan, data, workers):
     with pytest.raises(BatchloomError, match="UnsendableError: this and that") as caught:
-        drain(workers(plan, data, transforms.fails_unsendably))
+        drain(workers(plan, data, ["u8"]))
     assert "in fails_unsendably" in caught.value.__notes__[-1]
     with pytest.raises(ParameterError, match=r"epoch 0, step 0, micro 0 cannot be sent from its"):
-        drain(workers(plan, data, transforms.makes_a_lock))
-    loader = workers(plan, data, transforms.dies)
+        drain(workers(plan, data, ["i8"]))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies(plan, data):
+    loader = ManifestLoader(
+        plan, data, columns=["flag"], transform=transforms.chosen, transform_workers=2
+    )
     for _ in range(2):  # they are started anew
         with pytest.raises(BatchloomError, match=r"exit code 9 .* epoch 0, step 0, .* step 7"):
             drain(loader)
+    loader.close()
 
 
 def test_transform_that_no_worker_can_import(plan, data):
@@ -198,8 +202,11 @@ SCRIPT = """if True:
     if __name__ == "__main__":
         plan, data, kind = sys.argv[1:]
         options = {
-            "plain": {"prefetch": 4},
-            "threads": {"transform": transforms.slower_for_even_steps, "transform_threads": 2},
+            "threads": {
+                "transform": transforms.slower_for_even_steps,
+                "transform_threads": 2,
+                "prefetch": 4,
+            },
             "workers": {"transform": transforms.sleeps, "transform_workers": 2, "prefetch": 4},
         }[kind]
         loader = ManifestLoader(plan, data, **options)
@@ -210,7 +217,7 @@ SCRIPT = """if True:
 """
 
 
-@pytest.mark.parametrize("kind", ["plain", "threads", "workers"])
+@pytest.mark.parametrize("kind", ["threads", "workers"])
 def test_interrupt_leaves_nothing(plan, data, tmp_path, kind):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
@@ -244,6 +251,7 @@ def test_interrupt_leaves_nothing(plan, data, tmp_path, kind):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(plan, data, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
