@@ -45,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .errors import DatasetChangedError, PackedCorruptError
+from .errors import DatasetChangedError, PackedCorruptError, PackedError
 from .mapped import ChunkTable, MappedColumn, MappedColumns, Validity
 from .packed_header import (
     PAGE_SUM,
@@ -214,6 +214,12 @@ class PackedTable:
         DatasetChangedError
             Naming the first fragment that was not packed, or not as it is.
         """
+        if self.order is not None:
+            raise PackedError(
+                f"{self.path} holds the rows of epoch {self.order.epoch} of plan "
+                f"{self.order.manifest_id[:12]}… in its order, and serves that only. Pack the "
+                "dataset without --order for others."
+            )
         held = {self.snapshot.fragments[i] for i in self.parts.fragments}
         by_label = {f.label: f for f in held}
         wanted = range(len(snapshot.fragments)) if needed is None else needed
@@ -226,6 +232,18 @@ class PackedTable:
                 f"The packed table {self.path} cannot stand for this dataset: fragment "
                 f"{fragment.label} ({fragment.rows:,} rows from row id {fragment.first_row_id:,}) "
                 f"{how}. Pack the dataset again; what did not change is taken over."
+            )
+
+    def require_order(self, manifest_id: str, epoch: int) -> None:
+        """Raise `PackedError` unless the rows are in the order of an epoch of a manifest."""
+        found = self.order
+        if found is None or (found.manifest_id, found.epoch) != (manifest_id, epoch):
+            holds = "its rows by row id"
+            if found is not None:
+                holds = f"epoch {found.epoch} of plan {found.manifest_id[:12]}…"
+            raise PackedError(
+                f"{self.path} holds {holds}, not epoch {epoch} of plan {manifest_id[:12]}…. Pack "
+                "the dataset with --order and --epoch for it."
             )
 
     def mapped(self, columns: Sequence[str] | None = None) -> MappedColumns:

@@ -27,6 +27,7 @@ from .ipc_messages import Block
 from .packed_header import ColumnRecord, PackedFile, column_file_name, file_hash
 from .packed_layout import Bools, Layout, layout_of, pieces_of
 from .packed_pages import page_sums
+from .residency import drop_resident
 from .storage import storing
 
 __all__ = ["pack_batches", "pack_fragment"]
@@ -63,10 +64,18 @@ def pack_fragment(
     reader = FragmentReader(ref, columns, schema)
     try:
         return pack_batches(
-            reader.batches(), ref.rows, pa.schema([schema.field(c) for c in columns]), folder
+            _dropping(reader), ref.rows, pa.schema([schema.field(c) for c in columns]), folder
         )
     finally:
         reader.close()
+
+
+def _dropping(reader: FragmentReader) -> Iterator[pa.RecordBatch]:
+    """Yield a fragment's batches; what of its map was read does not stay in memory."""
+    span = reader.span() if reader.ref.location.is_local else (0, 0)
+    for batch in reader.batches():
+        yield batch
+        drop_resident(*span)
 
 
 def pack_batches(

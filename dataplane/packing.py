@@ -9,7 +9,6 @@ replaced, and what the old one names stays.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -21,14 +20,14 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from .commit import publish, replace_file, staging, sync_path, write_synced
 from .dataset import Dataset
 from .errors import DatasetChangedError, PackedConflictError, PackedError
 from .fragments import FragmentRef
-from .objects import probe, put, put_file, put_if_absent, refuse_no_store
+from .objects import put_file
 from .packed import PackedTable
-from .packed_header import HEADER, PackedFile, TableParts, header_bytes, table_id_of
+from .packed_header import PackedFile, TableParts, table_id_of
 from .packed_pages import check_file
+from .packed_target import commit, place_of, what_is_there
 from .packed_writer import pack_fragment
 from .snapshot import Fragment
 from .storage import Location, locate, storing
@@ -156,7 +155,7 @@ def pack_dataset(
     """
     parts = packed_parts(dataset, columns, fragments)
     target = locate(out, storage_options)
-    there = _what_is_there(target, out, storage_options)
+    there = what_is_there(target, out, storage_options)
     if there is not None and there.table_id == table_id_of(parts):
         return there
     if there is not None:
@@ -165,7 +164,7 @@ def pack_dataset(
     refs = [dataset.refs[index] for index in parts.fragments]
     tasks = [ref for ref in refs if ref is not None]
     with ExitStack() as stack:
-        place = _place_of(target, stack)
+        place = place_of(target, stack)
         files: dict[int, list[PackedFile]] = {}
         missing: dict[tuple[str, ...], list[int]] = {}
         for chunk, index in enumerate(parts.fragments):
@@ -182,33 +181,10 @@ def pack_dataset(
             for position, made in (run or run_on_threads())(todo, names, parts.schema, place):
                 files[chunks[position]] += made
                 done(todo[position].rows)
-        return _commit(parts, files, place, target, out, storage_options, there)
+        return commit(parts, files, place, target, out, storage_options, there)
 
 
 # --- what is there already ------------------------------------------------------------------------
-
-
-def _what_is_there(
-    target: Location, out: str | os.PathLike[str], options: Mapping[str, Any] | None
-) -> PackedTable | None:
-    """Return the table that stands in the target's place; refuse anything else there."""
-    if not target.is_local:
-        refuse_no_store(target)
-    if target.join(HEADER).exists():
-        return PackedTable.open(out, storage_options=options)
-    if target.is_local:
-        path = Path(os.path.realpath(target.path))
-        if path.exists() and not path.is_dir():
-            raise PackedConflictError(f"{path} is a file; choose another target.")
-        names = [p.name for p in path.iterdir()] if path.is_dir() else []
-    else:
-        # What a run that was stopped has sent already is taken up again.
-        names = [n for n, _ in target.entries() if not n.startswith(("column-", "pages-", "."))]
-    if names:
-        raise PackedConflictError(
-            f"{target} holds other files and no packed table; choose another target."
-        )
-    return None
 
 
 def _refuse_other(there: PackedTable, parts: TableParts) -> None:
@@ -288,17 +264,6 @@ def _bring(source: Location, folder: Path, file: PackedFile) -> None:
             check_file(str(target), file, copied)
 
 
-# --- committing -----------------------------------------------------------------------------------
-
-
-def _place_of(target: Location, stack: ExitStack) -> Location:
-    """Return where files are written to: a staging folder beside the target, or the store."""
-    if target.is_local:
-        return Location(str(stack.enter_context(staging(Path(os.path.realpath(target.path))))))
-    probe(target)
-    return target
-
-
 def _check_room(
     folder: Path, parts: TableParts, missing: Mapping[tuple[str, ...], Sequence[int]]
 ) -> None:
@@ -311,64 +276,3 @@ def _check_room(
         width = sum(layout_of(parts.schema.field(name).type).item_bytes for name in names)
         needed += width * sum(rows[c] for c in chunks)
     check_space(folder, needed, "The packed table")
-
-
-def _commit(
-    parts: TableParts,
-    files: Mapping[int, Sequence[PackedFile]],
-    place: Location,
-    target: Location,
-    out: str | os.PathLike[str],
-    options: Mapping[str, Any] | None,
-    there: PackedTable | None,
-) -> PackedTable:
-    order = {name: i for i, name in enumerate(parts.schema.names)}
-    listed = [
-        (chunk, file)
-        for chunk in sorted(files)
-        for file in sorted(files[chunk], key=lambda f: order[f.column])
-    ]
-    data = b"".join(f.pages for _, f in listed)
-    sha256 = hashlib.sha256(data).hexdigest()
-    name = f"pages-{sha256}.bin"
-    record = {"name": name, "bytes": len(data), "sha256": sha256}
-    header = header_bytes(parts, listed, record)
-    if place.is_local:
-        folder, final = Path(place.path), Path(os.path.realpath(target.path))
-        with storing("Writing the packed table's header", folder):
-            write_synced(folder / name, data)
-            if there is None:
-                write_synced(folder / HEADER, header)
-        if there is not None:
-            _extend(folder, final, header)
-        elif not publish(folder, final):
-            return _won_by_another(parts, out, options)
-    else:
-        put_if_absent(target.join(name), data)
-        if there is not None:
-            put(target.join(HEADER), header)
-        elif not put_if_absent(target.join(HEADER), header):
-            return _won_by_another(parts, out, options)
-    return PackedTable.open(out, storage_options=options)
-
-
-def _extend(folder: Path, final: Path, header: bytes) -> None:
-    """Move new files into a table's folder, then replace its header."""
-    with storing("Extending the packed table", final):
-        for file in sorted(folder.iterdir()):
-            if not file.name.startswith("."):
-                file.replace(final / file.name)
-        sync_path(final)
-        replace_file(final / HEADER, header)
-
-
-def _won_by_another(
-    parts: TableParts, out: str | os.PathLike[str], options: Mapping[str, Any] | None
-) -> PackedTable:
-    """Return the table that somebody else has committed meanwhile, where it is the same."""
-    there = PackedTable.open(out, storage_options=options)
-    if there.table_id != table_id_of(parts):
-        raise PackedConflictError(
-            f"{out}: another packed table was committed there meanwhile. Choose another target."
-        )
-    return there

@@ -89,32 +89,48 @@ class FixedTaker(_Taker):
         self._levels = [level for level in column.inner if level.any]
 
     def take(self, found: Found, out: torch.Tensor | None) -> torch.Tensor:
-        column, shape = self.column, (len(found), *self._shape)
+        shape = (len(found), *self._shape)
         if out is not None:
             self._check_out(out, shape)
-        with column.guard.reading():
+        if self._widened or out is None:
+            raw = host_buffer(len(found) * self._row_bytes)
+        else:
+            raw = out.numpy().reshape(-1).view(np.uint8)
+        with self.column.guard.reading():
             self._refuse_nulls(found)
-            if self._widened or out is None:
-                raw = host_buffer(len(found) * self._row_bytes)
-            else:
-                raw = out.numpy().reshape(-1).view(np.uint8)
-            if column.bits is None:
-                self.copy_rows(found, column.item_bytes, raw.ctypes.data)
-            else:
-                kernels.copy_bits(
-                    found.chunk, found.offset, column.values, column.bits, self._row_bytes, raw,
-                    0, len(found),
-                )  # fmt: skip
+            self._fill(found, raw)
         values = raw.view(self._dtype).reshape(shape)
         if not self._widened:
             return torch.from_numpy(values) if out is None else out
-        values = fitting(values, found.ids, column.name)
+        values = fitting(values, found.ids, self.column.name)
         if out is None:
             wide = torch.empty(0, dtype=self._tensor_type).numpy().dtype
             size = len(found) * self._row_bytes // self._dtype.itemsize * wide.itemsize
             out = torch.from_numpy(host_buffer(size).view(wide).reshape(shape))
         out.numpy()[...] = values
         return out
+
+    def arrow(self, found: Found) -> pa.Array:
+        """Return the rows in their Arrow type, nulls and all."""
+        raw = host_buffer(len(found) * self._row_bytes)
+        ones = np.ones(len(found), np.int64)
+        with self.column.guard.reading():
+            levels = [
+                self.validity(found.chunk, found.offset, ones, level, len(found))
+                for level in self.column.inner
+            ]
+            self._fill(found, raw)
+        return _nested(self.column.type, len(found), raw, levels)
+
+    def _fill(self, found: Found, raw: U8) -> None:
+        column = self.column
+        if column.bits is None:
+            self.copy_rows(found, column.item_bytes, raw.ctypes.data)
+        else:
+            kernels.copy_bits(
+                found.chunk, found.offset, column.values, column.bits, self._row_bytes, raw,
+                0, len(found),
+            )  # fmt: skip
 
     def _refuse_nulls(self, found: Found) -> None:
         if not self._levels:
@@ -321,8 +337,9 @@ class ArrowTaker(_Taker):
         assert self.column.arrays is not None
         result = ArrowColumn(self.column.name, self.column.type)
         order = np.argsort(found.chunk, kind="stable")
-        chunks, starts = np.unique(found.chunk[order], return_index=True)
-        for chunk, mine in zip(chunks.tolist(), np.split(order, starts[1:]), strict=True):
+        cuts = np.flatnonzero(np.diff(found.chunk[order])) + 1
+        for mine in np.split(order, cuts) if len(found) else ():
+            chunk = int(found.chunk[mine[0]])
             first, arrays = self.column.arrays(chunk)
             inside = np.searchsorted(first, found.offset[mine], side="right") - 1
             for index in np.unique(inside).tolist():

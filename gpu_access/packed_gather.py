@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from ..dataplane.errors import ParameterError
@@ -72,6 +73,7 @@ class PackedGather:
         self._chunks = mapped.chunks
         self._threads = gather_threads(threads)
         self._takers = {name: _taker(column) for name, column in mapped.columns.items()}
+        self._columns = mapped.columns
         self.schema = mapped.schema
 
     def gather(
@@ -104,3 +106,21 @@ class PackedGather:
             )
         found = find_rows(self._chunks, ids, self._threads)
         return {name: take(found, given.get(name)) for name, take in self._takers.items()}
+
+    def take(self, ids: npt.ArrayLike) -> pa.RecordBatch:
+        """Return rows as a record batch of the columns' Arrow types, nulls and all.
+
+        Strings, binary and lists may come with int64 offsets, dictionary codes with 32 bits.
+
+        Raises
+        ------
+        RowIdError, PackedCorruptError
+        """
+        found = find_rows(self._chunks, ids, self._threads)
+        arrays = [
+            FixedTaker(column).arrow(found)
+            if column.kind == "fixed"
+            else self._takers[name](found, None)
+            for name, column in self._columns.items()
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self._columns))

@@ -1,8 +1,8 @@
 """The command line put together, and the verbs that begin: demo, doctor, scan, run.
 
 Each verb imports what it runs when it runs, so that ``--help`` answers at once. `plan` holds the
-methods, `reading` the verbs that look into a plan, `changing` those that make one of another,
-`exporting` the one that hands a plan to other libraries.
+methods, `packing` the one that packs, `reading` the verbs that look into a plan, `changing` those
+that make one of another, `exporting` the one that hands a plan to other libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import options as opt
 from .changing import VERBS as CHANGING
 from .exporting import VERBS as EXPORTING
 from .output import print_json, print_table, progress_of, reporting
+from .packing import VERBS as PACKING
 from .plan import plan_verbs, run_spec
 from .reading import VERBS as READING
 
@@ -45,7 +46,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.command("scan")(scan)
     app.add_typer(plan_verbs(arguments), name="plan")
     app.command("run")(run)
-    for verb in (*READING, *CHANGING, *EXPORTING):
+    for verb in (*PACKING, *READING, *CHANGING, *EXPORTING):
         app.command(verb.__name__)(verb)
     app.callback()(_version)
     return app

@@ -207,19 +207,32 @@ def verify(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    r"""Check every byte of a manifest; exit 1 where something is not as it should be.
+    r"""Check every byte of a manifest or packed table; exit 1 where something is not as it should.
 
     \b
     batchloom verify plan/ --dataset data/
     batchloom verify plan/ --deep
+    batchloom verify packed/ --dataset data/
     """
+    from ..verifying import is_packed, verify_packed
     from ..verifying import verify as verify_plan
 
+    options = opt.parse_storage_options(storage_options)
+    if is_packed(manifest, options):
+        table = verify_packed(
+            manifest, None if dataset is None else opt.parse_dataset(dataset), options
+        )
+        if as_json:
+            print_json({"table_id": table.table_id, "rows": table.rows, "bytes": table.bytes})
+        else:
+            print(f"whole: {table.table_id}")
+            print(f"{table.rows:,} rows, {len(table.files)} files, {human_bytes(table.bytes)}")
+        return
     found = verify_plan(
         manifest,
         None if dataset is None else opt.parse_dataset(dataset),
         deep=deep,
-        storage_options=opt.parse_storage_options(storage_options),
+        storage_options=options,
         progress=progress_of(progress, quiet),
     )
     if as_json:
