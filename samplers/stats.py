@@ -28,7 +28,7 @@ _PATIENCE = 10.0  # seconds of iterating before the warning
 _ADVICE: dict[Stage, str] = {
     "storage": (
         "pack the columns once (batchloom pack), give more cache_bytes, a larger window or a plan "
-        "whose rows stand closer together (--set order=block)"
+        "whose rows stand closer together (--set mode=block)"
     ),
     "transform": "give it transform_threads or, where it holds the GIL, transform_workers",
     "transfer": "move fewer columns, or smaller types",

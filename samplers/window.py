@@ -8,7 +8,6 @@ window is asked for it, for all its batches together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -39,6 +38,13 @@ class Window:
     columns : mapping of str → Column
         Rows of all the batches, one after the other.
 
+    Attributes
+    ----------
+    bytes : int
+        Of the columns of all the batches, as gathered.
+    buffers : mapping of str → tensor
+        Memory under the columns, where it is to be used again.
+
     Notes
     -----
     Memory is the window's own, never the plan's or a file's; batches may write to their views.
@@ -49,18 +55,14 @@ class Window:
         self._columns: dict[str, Any] = dict(columns)
         self._views: dict[str, Sequence[Any]] = {}  # of columns
         self._facts: dict[str, Sequence[Any]] = {}
-        self.buffers: Tensors = {}  # under the columns, where they are to be used again
+        self.bytes = sum(column.nbytes for column in columns.values())
+        self.buffers: Tensors = {}
         self._device: torch.device | None = None
         self._transfer: Transfer = "auto"
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.pieces)
-
-    @cached_property
-    def bytes(self) -> int:
-        """Of the columns of all the batches, as gathered."""
-        return sum(c.nbytes for c in self._columns.values())
 
     @property
     def names(self) -> list[str]:
@@ -80,6 +82,8 @@ class Window:
         for name, column in self._columns.items():
             if isinstance(column, torch.Tensor):
                 self._columns[name] = to_device(column, device, transfer)
+        for name, views in self._views.items():  # what `collate` made
+            self._views[name] = [v.to(device) for v in views]
         return self
 
     def put(self, name: str, views: Sequence[Any]) -> None:
