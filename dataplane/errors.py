@@ -20,6 +20,8 @@ __all__ = [
     "DatasetError",
     "EngineError",
     "FragmentCorruptError",
+    "HostMemoryError",
+    "HostRegistrationError",
     "InvalidValueError",
     "JobSpecError",
     "ManifestConflictError",
@@ -29,17 +31,21 @@ __all__ = [
     "MissingColumnError",
     "MissingExtraError",
     "MissingFileError",
+    "NoRoomError",
     "OnInvalid",
     "PackedConflictError",
     "PackedCorruptError",
     "PackedError",
     "PackedVersionError",
     "ParameterError",
+    "ReleasedTableError",
     "ResumeMismatchError",
     "RowIdError",
+    "RowIndexError",
     "SchemaDriftError",
     "SelectionError",
     "StorageError",
+    "UnifiedAccessUnavailable",
     "WorldSizeError",
     "examples",
     "nearest",
@@ -73,6 +79,10 @@ class MissingExtraError(BatchloomError, ImportError):
 
 class StorageError(BatchloomError, OSError):
     """A file cannot be read or written: permission, full disk, read-only target."""
+
+
+class NoRoomError(StorageError):
+    """A disk, or the part of it that may be used, has no room for what is to be written."""
 
 
 class DatasetError(BatchloomError):
@@ -165,6 +175,38 @@ class WorldSizeError(BatchloomError, ValueError):
 
 class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+class RowIndexError(BatchloomError, IndexError):
+    """A row outside a host table was asked for."""
+
+
+class HostMemoryError(BatchloomError, MemoryError):
+    """A host table is larger than the memory there is."""
+
+
+class ReleasedTableError(BatchloomError, RuntimeError):
+    """A host table was used after its memory was released."""
+
+
+class UnifiedAccessUnavailable(BatchloomError, RuntimeError):  # noqa: N818
+    """A GPU cannot read host memory in the way that was asked for; the message says why."""
+
+
+class HostRegistrationError(BatchloomError, RuntimeError):
+    """The CUDA driver refused to map host memory.
+
+    Attributes
+    ----------
+    code : int
+        CUDA's error code.
+    name : str
+        Its name, such as ``'cudaErrorHostMemoryAlreadyRegistered'``.
+    """
+
+    def __init__(self, message: str, code: int, name: str) -> None:
+        super().__init__(message)
+        self.code, self.name = code, name
 
 
 @contextmanager

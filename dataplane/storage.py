@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .errors import BatchloomError, MissingFileError, StorageError
+from .errors import BatchloomError, MissingFileError, NoRoomError, StorageError
 from .remote_files import RemoteFile, file_size, filesystem, remote_error
 
 __all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
@@ -323,11 +323,11 @@ def storing(what: str, target: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         target = os.fspath(target)
         reason = os.strerror(error.errno) if error.errno else str(error)
-        advice = "choose another target"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice, full = "choose another target", error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or error.errno == errno.EFBIG:
             advice = "free some space or choose another target, then run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "choose a target that this user may write to"
-        raise StorageError(
+        raise (NoRoomError if full else StorageError)(
             f"{what} failed: {reason} ({target}). Nothing was committed; {advice}."
         ) from error

@@ -74,7 +74,13 @@ class PackedGather:
         self._threads = gather_threads(threads)
         self._takers = {name: _taker(column) for name, column in mapped.columns.items()}
         self._columns = mapped.columns
+        self._guards = [column.guard for column in mapped.columns.values()]
         self.schema = mapped.schema
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the source that were checked, or brought here, so far."""
+        return sum(guard.bytes_read for guard in self._guards)
 
     def gather(
         self, ids: npt.ArrayLike, out: Mapping[str, torch.Tensor] | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .forms import manifest_bytes
-from .spec import JobSpec, resolve_stages
+from .job_file import resolve_stages
+from .spec import JobSpec
 from .start import check_job, open_job, rows_of
 from .tasks import group_tasks
 

@@ -23,10 +23,11 @@ from .engine import Engine
 from .finished import Finished, job_identity
 from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
+from .job_file import load_job, resolve_stages
 from .methods import make_stage
 from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
-from .spec import JobSpec, load_job, resolve_stages
+from .spec import JobSpec
 from .stages import PlanState
 from .start import check_job, open_job, rows_of, space_for, splits_of, target_of
 from .work import work_folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,7 @@ from ..dataplane.plan import BatchPlan, Selection, SideColumn, Unit, WeightSeman
 from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
-
-if TYPE_CHECKING:
-    from .spec import JobSpec
+from .spec import JobSpec
 
 __all__ = [
     "BatchStage",

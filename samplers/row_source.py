@@ -1,15 +1,16 @@
 """Where a loader's rows come from: the seam between plans and storage.
 
-A `RowSource` answers one call: row ids in, columns out, in the order of the ids. `DatasetSource`
-reads the dataset's own files. Packed tables, and gathers that end on a device, are sources like it;
+A `RowSource` answers one call: row ids in, columns out, in the order of the ids. `MappedSource`
+copies them out of memory maps; `DatasetSource` decodes the dataset's own files, chunk by chunk.
 `open_source` is the one place that chooses.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,19 @@ import torch
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike
 from ..dataplane.manifest import Manifest
+from ..dataplane.pack_cache import CACHE_BYTES
+from ..dataplane.packed import PackedTable
 from ..dataplane.rows import RowReader
 from ..gpu_access.cpu import Column, CpuGather
 from ..gpu_access.transfer import Transfer
+from .mapped_source import MappedSource, packed_table, rows_at_hand
+from .source_stats import SourceStats
 
 __all__ = [
     "DatasetSource",
     "RowSource",
+    "RowsLike",
     "SourceOptions",
-    "SourceStats",
     "Sources",
     "open_source",
     "row_bytes",
@@ -38,30 +43,6 @@ U64 = npt.NDArray[np.uint64]
 _MAPPED_WINDOW = 2 << 20
 _DECODED_WINDOW = 32 << 20
 _UNKNOWN_BYTES = 64  # taken for a value of a column whose rows have no fixed width
-
-
-@dataclass(frozen=True)
-class SourceStats:
-    """What a source has read so far.
-
-    Attributes
-    ----------
-    bytes_read : int
-        Decoded or fetched; memory-mapped chunks count once, when they are first opened.
-    hits, misses : int
-        Chunks that were at hand, and that had to be read.
-    """
-
-    bytes_read: int = 0
-    hits: int = 0
-    misses: int = 0
-
-    def plus(self, other: SourceStats) -> SourceStats:
-        return SourceStats(
-            self.bytes_read + other.bytes_read,
-            self.hits + other.hits,
-            self.misses + other.misses,
-        )
 
 
 @runtime_checkable
@@ -155,6 +136,10 @@ def _is_mapped(dataset: Dataset) -> bool:
     return all(r.location.is_local and not r.uri.lower().endswith(decoded) for r in refs)
 
 
+RowsLike: TypeAlias = "DatasetLike | PackedTable | RowSource"
+"""What a loader takes its rows from."""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """How a loader wants its rows."""
@@ -164,11 +149,29 @@ class SourceOptions:
     transfer: Transfer
     cache_bytes: int
     storage_options: Mapping[str, Any] | None = None
+    pack: bool = True
+    packed_dir: str | os.PathLike[str] | None = None
+    packed_bytes: int = CACHE_BYTES
 
 
-def open_source(dataset: Dataset, options: SourceOptions) -> RowSource:
-    """Choose where the rows come from: by what the dataset is, and by device and transfer."""
-    return DatasetSource(dataset, options.columns, cache_bytes=options.cache_bytes)
+def open_source(
+    data: Dataset | PackedTable, fragments: Sequence[int], options: SourceOptions
+) -> RowSource:
+    """Choose where the rows of some fragments come from: by what the data is."""
+    if isinstance(data, PackedTable):
+        return MappedSource(data, options.columns)
+    data.check_sources(options.columns or data.schema.names)
+    table = rows_at_hand(
+        data,
+        options.columns,
+        fragments,
+        pack=options.pack,
+        packed_dir=options.packed_dir,
+        packed_bytes=options.packed_bytes,
+    )
+    if table is not None:
+        return MappedSource(table, options.columns)
+    return DatasetSource(data, options.columns, cache_bytes=options.cache_bytes)
 
 
 class Sources:
@@ -176,15 +179,15 @@ class Sources:
 
     Parameters
     ----------
-    data : path, URI, list, mapping, Dataset or RowSource
-        A `RowSource` is taken as it is, for all manifests.
+    data : path, URI, list, mapping, Dataset, PackedTable or RowSource
+        A path may be that of a packed table. A `RowSource` is taken as it is, for all manifests.
     options : SourceOptions
     """
 
-    def __init__(self, data: DatasetLike | RowSource, options: SourceOptions) -> None:
-        self._data = data
+    def __init__(self, data: RowsLike, options: SourceOptions) -> None:
+        self._data: RowsLike = packed_table(data, options.storage_options) or data
         self._options = options
-        self._datasets: dict[Any, Dataset] = {}
+        self._datasets: dict[Any, Dataset | PackedTable] = {}
         self._keys: dict[str, Any] = {}
         self._open: tuple[Any, RowSource] | None = None
         self._past = SourceStats()  # of sources that are closed
@@ -197,14 +200,16 @@ class Sources:
         # Members of a series mostly share a snapshot; then one check serves them all.
         key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
         if key not in self._datasets:
-            dataset = manifest.open_dataset(
-                self._data, storage_options=self._options.storage_options
-            )
-            open_source(dataset, self._options).close()  # refuses columns that are not there
-            self._datasets[key] = dataset
+            self._datasets[key] = self._planned_rows(manifest)
+            self.schema = self._source(key).schema  # refuses columns that are not there
         self._keys[manifest.manifest_id] = key
-        if not self.schema:
-            self.schema = self._source(key).schema
+
+    def _planned_rows(self, manifest: Manifest) -> Dataset | PackedTable:
+        if isinstance(self._data, PackedTable):
+            self._data.require(manifest.snapshot, manifest.planned_fragments())
+            return self._data
+        data, options = self._data, self._options.storage_options
+        return manifest.open_dataset(data, storage_options=options)  # type: ignore[arg-type]
 
     def source(self, manifest: Manifest) -> RowSource:
         """Return the source of a manifest's rows."""
@@ -216,7 +221,7 @@ class Sources:
     def _source(self, key: Any) -> RowSource:
         if self._open is None or self._open[0] != key:
             self.close()
-            self._open = (key, open_source(self._datasets[key], self._options))
+            self._open = (key, open_source(self._datasets[key], key[1], self._options))
         return self._open[1]
 
     def stats(self) -> SourceStats:

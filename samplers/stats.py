@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
-from .row_source import SourceStats
+from .source_stats import SourceStats
 from .transforms import Run
 from .walk import Cursor
 

@@ -87,7 +87,7 @@ def run(
     \b
     batchloom run job.toml --dry-run
     """
-    from ..spec import load_job
+    from ..job_file import load_job
 
     spec, given = load_job(job), opt.parse_storage_options(storage_options)
     if given is not None:  # beside the file's own: credentials need not stand in a file
@@ -174,7 +174,7 @@ def scan(
     """
     from ...dataplane.errors import JobSpecError
     from ..engine import Engine, parse_bytes
-    from ..scan import scan as scan_dataset
+    from ..scanning import scan as scan_dataset
 
     if deep and out is None:
         raise JobSpecError("--deep stores the hashes beside the snapshot: name one with --out.")

@@ -154,7 +154,7 @@ def materialize(
     \b
     batchloom materialize plan/ --out plan-explicit/
     """
-    from ..materialize import materialize as materialize_plan
+    from ..materializing import materialize as materialize_plan
 
     copy = materialize_plan(
         manifest,
@@ -204,7 +204,7 @@ def gc(
 
 def _printed_as_json(manifest: Any, as_json: bool) -> bool:
     """Print a manifest that was made; return whether that was all."""
-    from ..inspect import describe_manifest
+    from ..inspecting import describe_manifest
 
     if as_json:
         print_json(describe_manifest(manifest))

@@ -151,7 +151,7 @@ def run_spec(spec: Any, *, dry_run: bool, progress: str, quiet: bool, as_json: b
 
         _print_estimate(estimate(spec), as_json)
         return
-    from ..inspect import describe_manifest
+    from ..inspecting import describe_manifest
 
     manifest = run_job(spec, progress=progress_of(progress, quiet))
     if as_json:

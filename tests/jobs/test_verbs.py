@@ -13,11 +13,11 @@ from batchloom.dataplane.errors import DatasetChangedError, StorageError
 from batchloom.dataplane.manifest import Manifest
 from batchloom.jobs import plan
 from batchloom.jobs.demo import run_demo
-from batchloom.jobs.diff import diff
+from batchloom.jobs.diffing import diff
 from batchloom.jobs.doctor import examine
 from batchloom.jobs.engine import Engine
-from batchloom.jobs.inspect import describe_step
-from batchloom.jobs.scan import scan
+from batchloom.jobs.inspecting import describe_step
+from batchloom.jobs.scanning import scan
 from batchloom.jobs.verifying import verify
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
