@@ -3,9 +3,9 @@
 A ``reduce`` of a fixed plan, by the last known losses. Epoch 0 and every `refresh_every`-th epoch
 train on the whole plan, so that no loss grows too old. In the others:
 
-- ``form="batches"`` keeps the b · delta micro-batches (rounded, at least one) of the highest mean
+- ``level="batches"`` keeps the b · delta micro-batches (rounded, at least one) of the highest mean
   loss, in the plan's order. A saving in steps, so run more epochs for the same number of steps.
-- ``form="rows"`` keeps, in each micro-batch, the rows · delta rows (rounded, at least one) of the
+- ``level="rows"`` keeps, in each micro-batch, the rows · delta rows (rounded, at least one) of the
   highest loss, in their order.
 
 **Noise guard.** Rows of wrong labels have the highest losses of all. With `loss_cap_quantile` below
@@ -48,7 +48,7 @@ class HardBatchSettings:
     delta: Annotated[
         float, Field(gt=0, le=1, description="share of the micro-batches, or rows, that is kept")
     ] = 0.5
-    form: Annotated[
+    level: Annotated[
         Literal["batches", "rows"], Field(description="whole micro-batches, or rows of each")
     ] = "batches"
     refresh_every: Annotated[
@@ -135,7 +135,7 @@ class HardBatches(HardBatchSettings):
         known = np.ones(len(values), bool) if mask is None else mask
         if self.refreshes(epoch) or not len(plan):
             return plan
-        if self.form == "rows":
+        if self.level == "rows":
             return keep_rows(plan, self.hard_rows(plan, values, known))
         kept = self.hardest(*batch_losses(plan, values, known))
         return keep_rows(plan, np.repeat(kept, np.diff(plan.offsets)))
