@@ -98,6 +98,13 @@ class LossSelect(SelectStage):
     def check(self, spec: JobSpec) -> None:
         if isinstance(self, LossInput):
             self.check_input(self.method, spec)
+        whole = getattr(self, "training_epochs", spec.epochs[1])
+        if spec.epochs[1] > whole:
+            start, stop = spec.epochs
+            raise JobSpecError(
+                f"Epochs {start}:{stop} go beyond the training's {whole}; set training_epochs "
+                "(--set training_epochs=N)."
+            )
 
     def reads(self) -> list[str]:
         column = getattr(self, "column", None)
