@@ -18,7 +18,14 @@ from .snapshot import Snapshot
 from .snapshot_bases import check_related, newest_base
 from .storage import Location
 
-__all__ = ["MOST_ATTEMPTS", "bind", "draw_attempt", "snapshot_given", "snapshot_of"]
+__all__ = [
+    "MOST_ATTEMPTS",
+    "bind",
+    "copy_attempts",
+    "draw_attempt",
+    "snapshot_given",
+    "snapshot_of",
+]
 
 HEADER = "signals.json"
 MOST_ATTEMPTS = 65_535
@@ -91,6 +98,15 @@ def bind(location: Location, snapshot: Snapshot) -> Snapshot:
     # After the snapshot: a store that has its header has one.
     create_file(location.join(HEADER), pretty_json({"format": _FORMAT}), "Making the signal store")
     return snapshot
+
+
+def copy_attempts(source: Location, target: Location) -> None:
+    """Take the numbers in a store that are taken in another one."""
+    for name, _ in source.entries():
+        found = _ATTEMPT.fullmatch(name)
+        if found is not None:
+            body = pretty_json({"attempt": int(found[1])})
+            create_file(target.join(name), body, "Beginning an attempt")
 
 
 def draw_attempt(location: Location) -> int:

@@ -25,6 +25,7 @@ from ..dataplane.signal_file import (
     is_signal_file,
     open_signal_file,
 )
+from ..dataplane.signals import SignalStore
 from ..dataplane.snapshot import as_row_ids
 from ..dataplane.storage import locate, storing
 
@@ -49,10 +50,18 @@ class RemappedSignal:
 
 def check_signal(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Refuse what can be refused before anything is read."""
+    if locate(source).is_dir():
+        SignalStore.open(source)
+        if Path(target).exists():
+            raise ManifestConflictError(
+                f"{os.fspath(target)} is there already; choose another target, or remove that one "
+                "first."
+            )
+        return
     for name, path in (("signal", source), ("signal_out", target)):
         if not is_signal_file(path):
             raise ParameterError(
-                f"The '{name}' parameter must name an Arrow or Parquet file "
+                f"The '{name}' parameter must name a signal store, or an Arrow or Parquet file "
                 f"({', '.join(PARQUET_SUFFIXES + IPC_SUFFIXES)}). Got '{os.fspath(path)}' instead."
             )
     open_signal_file(locate(source))
