@@ -47,12 +47,12 @@ from .loss_search import (
     plan_rows,
 )
 
-__all__ = ["InfoBatch", "InfoBatchSearch"]
+__all__ = ["InfoBatch", "InfoBatchSearch", "InfoBatchSettings"]
 
 
 @parameters
-class InfoBatch:
-    """Parameters of InfoBatch."""
+class InfoBatchSettings:
+    """What InfoBatch can be told, the training's length and seed left out."""
 
     prune_ratio: Annotated[
         float, Field(ge=0, lt=1, description="share of the easy rows that is dropped at random")
@@ -60,14 +60,20 @@ class InfoBatch:
     delta: Annotated[
         float, Field(ge=0, le=1, description="share of the epochs that is pruned; then annealing")
     ] = 0.875
-    epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
-    seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
     anneal: Annotated[
         Literal["full", "keep"], Field(description="last epochs: all rows, or a random share")
     ] = "full"
     nonfinite: Annotated[
         NonFinite, Field(description="rows of NaN or infinite loss: an error, or always eligible")
     ] = "fail"
+
+
+@parameters
+class InfoBatch(InfoBatchSettings):
+    """Parameters of InfoBatch."""
+
+    epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
+    seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
 
     @property
     def pruned_epochs(self) -> int:

@@ -32,17 +32,23 @@ from .loss_search import (
     plan_rows,
 )
 
-__all__ = ["RandomShare", "RandomShareSearch"]
+__all__ = ["RandomShare", "RandomShareSearch", "RandomShareSettings"]
 
 
 @parameters
-class RandomShare:
-    """Parameters of a random share."""
+class RandomShareSettings:
+    """What a random share can be told, its seed left out."""
 
     prune_ratio: Annotated[
         float, Field(ge=0, lt=1, description="share of the rows that is dropped at random")
     ] = 0.5
     fresh: Annotated[bool, Field(description="draw anew in each epoch")] = True
+
+
+@parameters
+class RandomShare(RandomShareSettings):
+    """Parameters of a random share."""
+
     seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
 
     def search(self, epoch: int, rows: int) -> RandomShareSearch:

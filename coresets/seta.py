@@ -62,14 +62,14 @@ from .loss_search import (
     plan_rows,
 )
 
-__all__ = ["SeTa", "SeTaSearch"]
+__all__ = ["SeTa", "SeTaSearch", "SeTaSettings"]
 
 Schedule = Literal["cyclic", "monotone"]
 
 
 @parameters
-class SeTa:
-    """Parameters of SeTa."""
+class SeTaSettings:
+    """What SeTa can be told, the training's length and seed left out."""
 
     groups: Annotated[int, Field(ge=2, le=256, description="groups of rows by loss")] = 5
     window_scale: Annotated[
@@ -81,8 +81,6 @@ class SeTa:
     delta: Annotated[
         float, Field(ge=0, le=1, description="share of the epochs that is pruned; then annealing")
     ] = 0.875
-    epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
-    seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
     anneal: Annotated[
         Literal["keep", "full"], Field(description="last epochs: the kept share, or all rows")
     ] = "keep"
@@ -103,6 +101,14 @@ class SeTa:
                 f"SeTa: round(groups · window_scale) must be at least 1. Got {self.groups} · "
                 f"{self.window_scale} instead."
             )
+
+
+@parameters
+class SeTa(SeTaSettings):
+    """Parameters of SeTa."""
+
+    epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
+    seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
 
     @property
     def pruned_epochs(self) -> int:

@@ -44,6 +44,9 @@ __all__ = [
     "RowIndexError",
     "SchemaDriftError",
     "SelectionError",
+    "SignalConflictError",
+    "SignalCorruptError",
+    "SignalError",
     "StorageError",
     "UnifiedAccessUnavailable",
     "WorldSizeError",
@@ -129,6 +132,18 @@ class RowIdError(BatchloomError, ValueError):
 
 class SelectionError(BatchloomError, ValueError):
     """A selection, grouping or batching that cannot be made from these rows."""
+
+
+class SignalError(BatchloomError):
+    """A signal cannot be read or written as it was asked for."""
+
+
+class SignalCorruptError(SignalError):
+    """The bytes of a part of a signal are not what its hashes say."""
+
+
+class SignalConflictError(SignalError, SelectionError):
+    """One attempt of a training has two values of a row in one step."""
 
 
 class ManifestError(BatchloomError):

@@ -35,7 +35,7 @@ def make_budget(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> Bud
     """
     bill = _bill(spec, dataset, stages)
     mine = sum(bill.values())
-    scans = spec.deep or any(stage.reads() for stage in stages)
+    scans = spec.deep or any(stage.uses_engine for stage in stages)
     if not scans or spec.scheduler is not None:
         total = _total(spec, mine, bill, 0)
         return Budget(total, spec.workers, None, total - mine + _SORTING)

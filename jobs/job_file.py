@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ from .shuffle import Shuffle
 from .spec import JobSpec
 from .stages import BatchStage, GroupStage, ReduceStage, SelectStage, Stage
 
-__all__ = ["load_job", "resolve_stages"]
+__all__ = ["load_job", "resolve_stages", "settled"]
 
 
 def load_job(path: str | os.PathLike[str]) -> JobSpec:
@@ -29,6 +30,14 @@ def load_job(path: str | os.PathLike[str]) -> JobSpec:
     except (ParameterError, JobSpecError) as error:
         raise JobSpecError(f"{path}: {error}") from None
     return spec
+
+
+def settled(spec: JobSpec) -> tuple[JobSpec, list[Stage]]:
+    """Return the job as its stages want it, and these: some make a series by themselves."""
+    stages = resolve_stages(spec)
+    if any(stage.series for stage in stages):
+        spec = dataclasses.replace(spec, series=True)
+    return spec, stages
 
 
 def resolve_stages(spec: JobSpec) -> list[Stage]:

@@ -80,6 +80,10 @@ class JobSpec:
     added_only: Annotated[
         bool, Field(description="only rows added after `since`, or after the series' last member")
     ] = False
+    signal: Annotated[
+        PathText | None,
+        Field(description="what a training wrote of rows: a signal store, or a file"),
+    ] = None
     on_invalid: Annotated[
         Literal["fail", "drop"], Field(description="rows whose values cannot be used")
     ] = "fail"

@@ -94,10 +94,11 @@ def rebind(
         str, typer.Option(metavar="fail|drop", help="Planned rows that are gone.")
     ] = "fail",
     signal: Annotated[
-        str | None, typer.Option(metavar="FILE", help="An Arrow or Parquet file with a row column.")
+        str | None,
+        typer.Option(metavar="PATH", help="A signal store, or a file with a row column."),
     ] = None,
     signal_out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The same with the new row ids.")
+        str | None, typer.Option(metavar="PATH", help="The same with the new row ids.")
     ] = None,
     scheduler: opt.Scheduler = None,
     workers: opt.Workers = None,

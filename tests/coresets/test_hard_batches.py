@@ -28,7 +28,7 @@ def test_whole_batches_of_the_highest_mean_in_the_plans_order() -> None:
 
 
 def test_rows_of_each_batch() -> None:
-    found = HardBatches(delta=0.5, form="rows").reduce(PLAN, LOSSES, 1)
+    found = HardBatches(delta=0.5, level="rows").reduce(PLAN, LOSSES, 1)
     assert batches(found) == [[10], [12], [15], [16]]  # ties: the earlier row
 
 
@@ -40,7 +40,7 @@ def test_refresh_trains_on_everything(epoch: int) -> None:
 def test_noise_guard() -> None:
     found = HardBatches(delta=0.5, loss_cap_quantile=0.75).reduce(PLAN, LOSSES, 1)
     assert batches(found) == [[14, 15], [16, 17]]  # the batch of mean 9 is left out
-    rows = HardBatches(delta=0.25, form="rows", loss_cap_quantile=0.75)
+    rows = HardBatches(delta=0.25, level="rows", loss_cap_quantile=0.75)
     one = BatchPlan.of([0, 8], np.arange(8))
     assert batches(rows.reduce(one, LOSSES, 1)) == [[5, 6]]  # 9, 9 are beyond the quantile
 
@@ -50,7 +50,7 @@ def test_rows_never_scored_are_kept() -> None:
     scored[0] = False
     found = HardBatches(delta=0.25).reduce(PLAN, np.where(scored, LOSSES, np.nan), 1, scored=scored)
     assert batches(found) == [[10, 11]]
-    rows = HardBatches(delta=0.5, form="rows").reduce(PLAN, LOSSES, 1, scored=~scored | scored)
+    rows = HardBatches(delta=0.5, level="rows").reduce(PLAN, LOSSES, 1, scored=~scored | scored)
     assert batches(rows) == [[10], [12], [15], [16]]
 
 
@@ -75,7 +75,7 @@ def test_against_plain_lists() -> None:
         for k, part in enumerate(parts):
             keep = sorted(np.argsort(-part)[: max(1, round(delta * len(part)))].tolist())
             expected.append([int(plan.rows[offsets[k] + i]) for i in keep])
-        found = HardBatches(delta=delta, form="rows").reduce(plan, losses, 1)
+        found = HardBatches(delta=delta, level="rows").reduce(plan, losses, 1)
         assert batches(found) == expected
 
 
