@@ -179,7 +179,7 @@ class HostRegistrationError(BatchloomError, RuntimeError):
         Its name, such as ``'cudaErrorHostMemoryAlreadyRegistered'``.
     """
 
-    def __init__(self, message: str, code: int, name: str) -> None:
+    def __init__(self, message: str, code: int = 0, name: str = "") -> None:
         super().__init__(message)
         self.code, self.name = code, name
 
