@@ -178,7 +178,7 @@ def gather_on_cpu(table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None
     word = word_bytes(table, out.data_ptr())
     count = table.row_bytes // word
     rows = table.words(word).as_strided((table.rows, count), (table.stride // word, 1))
-    torch.index_select(rows, 0, ids, out=words_of(out, word).view(len(ids), count))
+    torch.index_select(rows, 0, ids, out=words_of(out, word).view(-1, count))
 
 
 def alias_of(table: RowTable, word: int, device: torch.device) -> torch.Tensor:

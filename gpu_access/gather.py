@@ -157,7 +157,7 @@ def check_sort(sort: Any) -> None:
 
 def check_rows(ids: torch.Tensor, rows: int) -> None:
     """Raise `RowIndexError` where a CPU tensor names a row that a table of `rows` does not hold."""
-    if not len(ids):
+    if not ids.shape[0]:
         return
     values = ids.numpy()  # whose extremes allocate nothing
     if int(values.min()) < 0 or int(values.max()) >= rows:
@@ -187,18 +187,18 @@ def gather(
     cached : (slots, store), optional
         As in `Request`, for a backend that caches.
     """
-    table, backend = job.table, job.backend
-    if not len(ids):
+    table, backend, count = job.table, job.backend, ids.shape[0]
+    if not count:
         return GatherFuture(out)
     unchecked = backend.checks and ids.device.type == backend.ids_on
     known = ids if unchecked else _checked(ids, table.rows, backend)
     if not table.rows or not table.row_bytes:  # nothing to read
         check_rows(ids.cpu(), table.rows)
         return GatherFuture(out)
-    lines = len(ids) * lines_per_row(table) if backend.mapped else 0.0
-    job.stats.add(backend.name, len(ids), len(ids) * table.row_bytes, lines)
+    lines = count * lines_per_row(table) if backend.mapped else 0.0
+    job.stats.add(backend.name, count, count * table.row_bytes, lines)
     if out.device.type == "cpu":
-        status = new_status(len(ids), out.device) if backend.checks else None
+        status = new_status(count, out.device) if backend.checks else None
         backend.gather(Request(table, known, out, status, None, *(cached or ())))
         return GatherFuture(out, job, ids, None, status)
     caller = torch.cuda.current_stream(out.device)

@@ -288,7 +288,7 @@ class UnifiedTensor:
         if place == "cuda":
             other = ids.device if out is None else out.device
             device = self.device if self.device.type == "cuda" else other
-        shape = (len(ids), *table.row_shape)
+        shape = (ids.shape[0], *table.row_shape)
         if out is None:
             out = torch.empty(shape, dtype=self.dtype, device=device)
         check_output(out, shape, self.dtype, device)

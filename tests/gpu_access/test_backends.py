@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from batchloom.dataplane.errors import ParameterError, UnifiedAccessUnavailable
-from batchloom.gpu_access import backends, select_backend
+from batchloom.gpu_access import UnifiedTensor, backends, select_backend
 from batchloom.gpu_access.backends import Attempt, probe_liveness
 from batchloom.tests.contracts.fake_cuda import FakeRuntime
+from batchloom.tests.contracts.unified import UnifiedContract
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 
@@ -132,3 +133,43 @@ def test_first_that_works(monkeypatch, works, chosen):
     ladder(monkeypatch, ("zero_copy",))
     with pytest.raises(UnifiedAccessUnavailable, match="cannot be used for cuda:0: alias was tri"):
         select_backend("alias")
+
+
+class InPieces(backends.Staged):
+    """Staging with buffers that are not pinned, and events that tell when they are asked."""
+
+    def __init__(self):
+        super().__init__(torch.device("cpu"))
+        self.log = []
+
+    def _next(self, nbytes):
+        self._turn = (self._turn + 1) % self._count
+        while len(self._buffers) <= self._turn:
+            self._buffers.append((torch.empty(nbytes, dtype=torch.uint8), Recorded(self.log)))
+        return self._buffers[self._turn]
+
+
+class Recorded:
+    def __init__(self, log):
+        self.log = log
+
+    def record(self):
+        self.log.append(self)
+
+
+class TestStagedInPieces(UnifiedContract):
+    @pytest.fixture(autouse=True)
+    def small_pieces(self, monkeypatch):
+        monkeypatch.setattr(backends, "_PIECE_BYTES", 1000)
+
+    def make(self, table):
+        made = UnifiedTensor.from_tensor(table, device="cpu")
+        made._backend = InPieces()
+        return made
+
+    def test_buffers_take_turns(self):
+        unified = self.make(torch.rand(50, 100))  # 400 bytes a row, two rows a piece
+        unified[list(range(9))]
+        log = unified._backend.log
+        assert len(log) == 5
+        assert log[0] is log[2] is log[4] is not log[1] is log[3]

@@ -20,6 +20,8 @@ from batchloom.gpu_access.request import Request
 from batchloom.gpu_access.row_table import RowTable
 from batchloom.gpu_access.tiling import tile
 from batchloom.tests.contracts.unified import UnifiedContract, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernel is written in Triton")
 
@@ -68,6 +70,35 @@ def test_places():
     assert status.item() == 2  # a place in the output, not in the sorted ids
     assert out[[3, 1, 0]].view(torch.int32).equal(table[[8, 6, 5]].view(torch.int32))
     assert not out[2].any()
+
+
+@settings(max_examples=60)
+@given(
+    nbytes=st.integers(1, 700),
+    start=st.integers(0, 127),
+    apart=st.integers(0, 64),
+    count=st.integers(1, 70),
+    programs=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+)
+def test_any_layout(nbytes, start, apart, count, programs, seed):
+    """Any row width, beginning and stride: the rows' bytes, and a line a row over the fewest."""
+    memory = random_rows(torch.uint8, nbytes + apart, start=start, rows=40, seed=seed)
+    table = RowTable(memory.data_ptr(), 40, (nbytes,), torch.uint8, nbytes + apart, memory)
+    ids = np.random.default_rng(seed).integers(0, 40, count)
+    out, status = torch.zeros(count, nbytes, dtype=torch.uint8), torch.tensor([count])
+    kernels.launch(
+        Request(table, torch.from_numpy(ids), out, status),
+        tile(table, out.data_ptr()),
+        programs,
+        KERNEL,
+    )
+    assert status.item() == count
+    assert np.array_equal(out.numpy(), memory.numpy()[ids, :nbytes])
+    word = tile(table).word
+    if word >= 4:  # narrower words take several steps a line
+        asked, least = line_requests(table, ids, "kernel"), line_requests(table, ids, "least")
+        assert least <= asked <= least + count
 
 
 # --- requests to the bus --------------------------------------------------------------------------
