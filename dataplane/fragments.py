@@ -42,7 +42,6 @@ __all__ = [
     "Footer",
     "FragmentReader",
     "FragmentRef",
-    "content_sha256",
     "read_footer",
     "read_footer_hash",
 ]
@@ -54,7 +53,6 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 
 FOOTER_THREADS = 8  # footers read at a time: latency, not work
 
-_HASHED_BYTES = 32 << 20  # of a remote file, read at a time: several requests at once
 _RESIDENT_BYTES = 16 << 20  # of scanned batches, after which a mapped file's pages are let go
 
 
@@ -125,18 +123,6 @@ def read_footer_hash(location: Location, size: int) -> str:
     """Read the footer hash alone: two small reads, nothing is parsed."""
     with reading(location, size), location.open(size) as file:
         return _fingerprint(file, size)[1]
-
-
-def content_sha256(location: Location) -> str:
-    """Return the SHA-256 of all bytes of a fragment."""
-    if location.is_local:  # by plain reads: all pages of a map would stay
-        with reading(location), open(location.path, "rb") as local:
-            return hashlib.file_digest(local, "sha256").hexdigest()
-    hasher = hashlib.sha256()
-    with reading(location), location.open() as file:
-        while len(data := file.read_buffer(_HASHED_BYTES)):
-            hasher.update(data)
-    return hasher.hexdigest()
 
 
 def _fingerprint(file: Any, size: int) -> tuple[Format, str, list[Message]]:

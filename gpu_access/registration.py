@@ -43,7 +43,6 @@ from .row_table import OWN_PAGES_BYTES
 __all__ = [
     "HostRegistration",
     "is_registered",
-    "map_memory",
     "register_host_memory",
     "shares_pages",
 ]
@@ -331,29 +330,6 @@ def is_registered(address: int, nbytes: int, runtime: Runtime | None = None) -> 
 def _pages_of(address: int, nbytes: int) -> tuple[int, int]:
     """Return the first address of a range's pages, and the one after them."""
     return address // _PAGE * _PAGE, -(-(address + nbytes) // _PAGE) * _PAGE
-
-
-def map_memory(memory: tuple[int, int, Any], runtime: Runtime | None = None) -> HostRegistration:
-    """Map (address, nbytes, owner) as it allows: as written, as pinned by its owner, as read only.
-
-    Raises
-    ------
-    HostRegistrationError, UnifiedAccessUnavailable
-        As `register_host_memory`.
-    """
-    try:
-        return register_host_memory(memory, runtime=runtime)
-    except HostRegistrationError as error:
-        owner = memory[2]
-        if error.code == 712 and isinstance(owner, torch.Tensor) and owner.is_pinned():
-            return HostRegistration.of_pinned(*memory, runtime=runtime)
-        if error.code != 1:
-            raise
-        try:
-            return register_host_memory(memory, read_only=True, runtime=runtime)
-        except HostRegistrationError as second:
-            message = f"{error} As memory that is only read: {second}"
-            raise HostRegistrationError(message, error.code, error.name) from second
 
 
 def _give_back(

@@ -34,14 +34,9 @@ from ..dataplane.errors import (
 from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
 from .gather import GatherFuture, Job, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
+from .mapping import can_be_mapped, map_table
 from .placement import resolve_placement
-from .registration import (
-    HostRegistration,
-    is_registered,
-    map_memory,
-    register_host_memory,
-    shares_pages,
-)
+from .registration import HostRegistration
 from .row_table import RowTable
 from .stats import GatherStats
 
@@ -118,7 +113,8 @@ class UnifiedTensor:
         """
         choice = select_backend(backend, device)
         table = tensor.table if isinstance(tensor, HostTable) else RowTable.of(tensor)
-        if copy is True or (copy == "auto" and _must_be_copied(table, choice)):
+        mapped = choice.name in ("zero_copy", "alias")
+        if copy is True or (copy == "auto" and mapped and not can_be_mapped(table)):
             table = HostTable.from_tensor(table.tensor()).table
         return cls(table, choice, forced=backend != "auto")
 
@@ -346,7 +342,7 @@ class UnifiedTensor:
         HostRegistrationError, UnifiedAccessUnavailable
         """
         if self._registration is None:
-            self._registration = _register(self.table, self.device)
+            self._registration = map_table(self.table, self.device)
             self.choice = self._mapped_choice or self.choice
             self._backend = make_backend(self.choice.name, self.device)
         return self
@@ -372,7 +368,7 @@ class UnifiedTensor:
         if not self._backend.mapped or not self.table.nbytes:
             return
         try:
-            self._registration = _register(self.table, choice.device)
+            self._registration = map_table(self.table, choice.device)
         except HostRegistrationError as error:
             if forced:
                 raise UnifiedAccessUnavailable(
@@ -407,32 +403,3 @@ def is_unified(value: Any) -> bool:
 
 def _from_file(path: str, column: str | None, options: dict[str, Any]) -> UnifiedTensor:
     return UnifiedTensor.from_file(path, column, **options)
-
-
-def _must_be_copied(table: RowTable, choice: BackendChoice) -> bool:
-    """Whether a GPU is to read memory that cannot be mapped where it is."""
-    mapped = choice.name in ("zero_copy", "alias")
-    return mapped and table.region is None and not _is_pinned(table)
-
-
-def _is_pinned(table: RowTable) -> bool:
-    """Whether the driver has the rows mapped already, from the first to the last byte."""
-    if not isinstance(table.owner, torch.Tensor) or not table.nbytes:
-        return False
-    rows = table.words(1)
-    return bool(rows[:1].is_pinned() and rows[-1:].is_pinned())
-
-
-def _register(table: RowTable, device: torch.device) -> HostRegistration:
-    """Map a table for a device: as memory that is written, as pinned, as memory that is read."""
-    rows = table.address, table.nbytes, table.owner
-    if device.type != "cuda":
-        return register_host_memory(rows)  # says why there is no GPU
-    with torch.cuda.device(device):
-        if is_registered(*rows[:2]):  # part of memory that another table has mapped: share it
-            return register_host_memory(rows)
-        if table.region is not None:
-            return map_memory((*table.region, table.owner))
-        if _is_pinned(table):
-            return HostRegistration.of_pinned(*rows)
-        raise shares_pages(table.nbytes)

@@ -26,7 +26,6 @@ from ..dataplane.packed import PackedTable
 from ..dataplane.packed_header import HEADER
 from ..dataplane.storage import locate
 from ..gpu_access.cpu import Column
-from ..gpu_access.packed_gather import PackedGather
 from .source_stats import SourceStats
 
 __all__ = ["MappedSource", "packed_table", "rows_at_hand"]
@@ -50,6 +49,8 @@ class MappedSource:
     """
 
     def __init__(self, table: Mappable, columns: Sequence[str] | None) -> None:
+        from ..gpu_access.packed_gather import PackedGather  # numba takes half a second
+
         self._gather = PackedGather(table, columns)
         self.window_bytes = _WINDOW_BYTES
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane import ipc_messages, remote_files
 from batchloom.dataplane.dataset import open_dataset, scan_fragment
+from batchloom.dataplane.deep_hashes import content_sha256
 from batchloom.dataplane.errors import (
     BatchloomError,
     DatasetChangedError,
@@ -32,7 +33,6 @@ from batchloom.dataplane.errors import (
 from batchloom.dataplane.fragments import (
     FragmentReader,
     FragmentRef,
-    content_sha256,
     read_footer,
     read_footer_hash,
 )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane.dataset import Dataset, open_dataset
+from batchloom.dataplane.deep_hashes import content_sha256
 from batchloom.dataplane.errors import (
     BatchloomError,
     DatasetChangedError,
@@ -19,7 +20,6 @@ from batchloom.dataplane.errors import (
     FragmentCorruptError,
     StorageError,
 )
-from batchloom.dataplane.fragments import content_sha256
 from batchloom.dataplane.rows import RowReader
 from batchloom.tests.contracts.awkward import AWKWARD_ROWS, FORMATS
 from batchloom.tests.dataplane.store import Request, Store

@@ -22,7 +22,7 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.gpu_access import HostTable, UnifiedTensor, unified
 from batchloom.gpu_access.backends import Attempt, BackendChoice, Cpu
-from batchloom.gpu_access.registration import map_memory
+from batchloom.gpu_access.mapping import map_memory
 from batchloom.tests.contracts.fake_cuda import PAGE, FakeRuntime
 from batchloom.tests.contracts.unified import UnifiedContract, random_rows, same_bits
 
@@ -245,7 +245,7 @@ def with_runtime(monkeypatch):
 
         ladder = (Attempt("zero_copy", True, "It works."),)
         choice = BackendChoice("zero_copy", "It works.", torch.device("cpu"), ladder)
-        monkeypatch.setattr(unified, "_register", register)
+        monkeypatch.setattr(unified, "map_table", register)
         monkeypatch.setattr(unified, "make_backend", backend)
         monkeypatch.setattr(unified, "select_backend", lambda backend, device: choice)
         return runtime
