@@ -202,7 +202,8 @@ class PackedTable:
         return files
 
     def _read_pages(self, record: Mapping[str, Any]) -> PageSums:
-        place = self.location.join(str(record["name"]))
+        self.pages_name = str(record["name"])
+        place = self.location.join(self.pages_name)
         if not place.exists():
             raise missing(str(place))
         data = place.read_bytes()
@@ -313,6 +314,15 @@ class PackedTable:
         folder, limit = self._cache
         unique = {file.name: file for _, file in self.files}
         return Mirror(self.location, list(unique.values()), limit, folder)
+
+    def release(self) -> None:
+        """Give back the memory that reading a local table took; what was checked stays so."""
+        with self._lock:
+            columns = list(self._mapped.values())
+        for column in columns:
+            for file in column.owner[0]:
+                if isinstance(file, MappedFile):
+                    file.release()
 
     def verify(self) -> None:
         """Hash every byte once.

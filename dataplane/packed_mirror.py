@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MissingFileError, PackedCorruptError, ParameterError, StorageError
+from .errors import MissingFileError, PackedCorruptError, PackedError, ParameterError, StorageError
 from .packed_header import PAGE_BYTES, PackedFile, pages_in
 from .packed_pages import check_page, missing, page_runs, untouched_pages
 from .remote_files import fetch_ranges
@@ -227,6 +227,12 @@ class MirrorGuard:
         pages = untouched_pages(nothing, self._first, self._base, chunk, address, size)
         if len(pages):
             self._mirror.bring(pages)
+
+    def check_all(self) -> None:
+        raise PackedError(
+            f"{self._mirror.location} is read over the network, so its columns do not lie in this "
+            "machine's memory. Copy the table to a local disk first."
+        )
 
     def whole_file(self, chunk: int) -> Any:
         """Return all bytes of a file, checked, in memory of their own."""

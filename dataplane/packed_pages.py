@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .errors import PackedCorruptError, StorageError
 from .packed_header import PAGE_BYTES, PAGE_SUM, PackedFile, pages_in
+from .residency import drop_resident
 
 __all__ = [
     "MappedFile",
@@ -57,6 +58,10 @@ class MappedFile:
     def expect(self, start: int, stop: int) -> None:
         """Say that a range of whole pages is about to be read."""
         self._map.madvise(mmap.MADV_WILLNEED, start, min(stop, len(self._map)) - start)
+
+    def release(self) -> None:
+        """Drop what was read from this process's memory; the operating system may still have it."""
+        drop_resident(self.address, self.address + self.record.bytes)
 
     def check_page(self, page: int) -> None:
         """Raise `PackedCorruptError` unless a page is what it should be."""

@@ -62,8 +62,9 @@ def test_packed_to_a_store(
     store: Store, awkward_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
     dataset = open_dataset(awkward_data("parquet"))
-    local = pack_dataset(dataset, tmp_path / "t")
-    remote = pack_dataset(dataset, store.at("t"), storage_options=store.options)
+    columns = ["x", "text", "color"]
+    local = pack_dataset(dataset, tmp_path / "t", columns)
+    remote = pack_dataset(dataset, store.at("t"), columns, storage_options=store.options)
     assert remote.table_id == local.table_id
     assert store.names("t") == sorted(f"t/{p.name}" for p in Path(local.path).iterdir())
     ids = np.random.default_rng(1).integers(0, dataset.rows, 500)
@@ -71,10 +72,10 @@ def test_packed_to_a_store(
         assert values_of(column) == expected_values(awkward_table(), name, ids), name
     remote.verify()
     with store.counting() as requests:
-        again = pack_dataset(dataset, store.at("t"), storage_options=store.options)
+        again = pack_dataset(dataset, store.at("t"), columns, storage_options=store.options)
     assert again.table_id == local.table_id
     assert not [r for r in requests if r.method == "PUT"]
-    back = pack_dataset(dataset, tmp_path / "u", reuse=[remote])
+    back = pack_dataset(dataset, tmp_path / "u", columns, reuse=[remote])
     assert back.table_id == local.table_id
     back.verify()
 
