@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .errors import RowIdError
+from .columns import numpy_type
+from .errors import ColumnTypeError, InvalidValueError, RowIdError
 from .packed_layout import Kind
 
 __all__ = [
@@ -64,6 +65,16 @@ class Guard(Protocol):
         PackedCorruptError, StorageError
         """
 
+    def check_all(self) -> None:
+        """Check all of the column, so that it may be read without asking.
+
+        Raises
+        ------
+        PackedCorruptError
+        PackedError
+            Where a column is not here as a whole.
+        """
+
     def reading(self) -> AbstractContextManager[Any]:
         """Hold, while ranges are read, what `ensure` brought."""
 
@@ -75,6 +86,9 @@ class Unguarded:
     bytes_read = 0
 
     def ensure(self, chunk: I64, address: U64, size: I64) -> None:
+        pass
+
+    def check_all(self) -> None:
         pass
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -258,6 +272,35 @@ class MappedColumns:
     @property
     def schema(self) -> pa.Schema:
         return pa.schema([pa.field(c.name, c.type) for c in self.columns.values()])
+
+    def column_chunks(self, name: str) -> ColumnChunks:
+        """Return a fixed-width column for those who read its memory themselves, checked whole.
+
+        Raises
+        ------
+        ColumnTypeError
+            Where its rows have no fixed width, or lie in bits.
+        InvalidValueError
+            Where it holds nulls.
+        PackedCorruptError, PackedError
+        """
+        column = self.columns[name]
+        known = numpy_type(column.type)
+        if known is None or column.bits is not None:
+            raise ColumnTypeError(
+                f"Column '{name}' ({column.type}) does not lie in memory as rows of a fixed width. "
+                "Pack the dataset, or leave the column out."
+            )
+        if any(level.any for level in column.inner):
+            raise InvalidValueError(
+                f"Column '{name}' holds nulls, and a table of numbers cannot. Leave those rows out "
+                "of the dataset, or fill them."
+            )
+        column.guard.check_all()
+        return ColumnChunks(
+            name, *known, self.chunks.first, self.chunks.rows, column.values, column.item_bytes,
+            column,
+        )  # fmt: skip
 
 
 class Mappable(Protocol):

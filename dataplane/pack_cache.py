@@ -212,8 +212,12 @@ def _disk_bytes(tables: Iterable[Path]) -> int:
 
 
 def _remove_litter(folder: Path) -> None:
-    """Remove what processes that died have left: staging folders, tables without a header."""
+    """Remove what processes that died have left: staging folders, locks, tables without header."""
     for place in folder.iterdir():
+        if place.name.startswith(".") and place.suffix == ".lock":
+            with hold(place) as mine:
+                if mine:
+                    place.unlink(missing_ok=True)
         staged = place.name.startswith(".") and ".staging-" in place.name
         headless = not place.name.startswith(".") and not (place / HEADER).exists()
         if place.is_dir() and (staged or headless):

@@ -47,6 +47,7 @@ import pyarrow as pa
 
 from .errors import DatasetChangedError, PackedCorruptError, PackedError
 from .mapped import ChunkTable, MappedColumn, MappedColumns, Validity
+from .packed_arrays import arrays_of, dictionaries_of
 from .packed_header import (
     PAGE_SUM,
     Order,
@@ -60,12 +61,16 @@ from .packed_header import (
     read_header,
 )
 from .packed_layout import layout_of
+from .packed_mirror import Mirror, MirroredFile, MirrorGuard
 from .packed_pages import MappedFile, PageGuard, check_file, missing, wrong_size
 from .schemas import missing_column
 from .snapshot import Snapshot
 from .storage import Location, locate
 
 __all__ = ["PackedTable"]
+
+CACHE_BYTES = 4 << 30
+"""Bytes of a remote table that are kept on this machine, unless said otherwise."""
 
 
 class PackedTable:
@@ -84,8 +89,17 @@ class PackedTable:
     chunks : ChunkTable
     """
 
-    def __init__(self, path: Path | str, location: Location, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        location: Location,
+        header: Mapping[str, Any],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.path, self.location = path, location
+        self._cache = cache_dir, cache_bytes
         self.table_id: str = header["table_id"]
         parts = parts_of(header)
         self.parts = parts
@@ -110,6 +124,8 @@ class PackedTable:
         *,
         storage_options: Mapping[str, Any] | None = None,
         verify: Literal["touch", "all"] = "touch",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> PackedTable:
         """Open a packed table.
 
@@ -121,6 +137,11 @@ class PackedTable:
         verify : {'touch', 'all'}
             ``'touch'`` checks the header, that all files are there in their sizes, and each page
             when a row of it is first read; ``'all'`` checks every byte now.
+        cache_dir : path, optional
+            Of a remote table: where fetched pages are kept while this process has it; the folder
+            for temporary files when None.
+        cache_bytes : int
+            Of a remote table: how many bytes of them.
 
         Raises
         ------
@@ -131,7 +152,13 @@ class PackedTable:
         location = locate(path, storage_options)
         header = read_header(location)
         with malformed(location):
-            table = cls(location.as_named(path), location, header)
+            table = cls(
+                location.as_named(path),
+                location,
+                header,
+                cache_dir=cache_dir,
+                cache_bytes=cache_bytes,
+            )
         table._check_sizes()
         if verify == "all":
             table.verify()
@@ -175,7 +202,8 @@ class PackedTable:
         return files
 
     def _read_pages(self, record: Mapping[str, Any]) -> PageSums:
-        place = self.location.join(str(record["name"]))
+        self.pages_name = str(record["name"])
+        place = self.location.join(self.pages_name)
         if not place.exists():
             raise missing(str(place))
         data = place.read_bytes()
@@ -187,8 +215,6 @@ class PackedTable:
         return data
 
     def _check_sizes(self) -> None:
-        if not self.location.is_local:
-            return
         sizes = dict(self.location.entries())
         for _, file in self.files:
             found = sizes.get(file.name)
@@ -271,10 +297,32 @@ class PackedTable:
         return found
 
     def _map(self, name: str) -> MappedColumn:
-        folder = Path(self.location.path)
+        field = self.schema.field(name)
         records = [self._by_column[name][number] for number in self._numbers]
-        files = [MappedFile(folder / r.name, r) for r in records]
-        return map_files(self.schema.field(name), files, PageGuard(files))
+        if self.location.is_local:
+            files = [MappedFile(Path(self.location.path) / r.name, r) for r in records]
+            return map_files(field, files, PageGuard(files))
+        index = {file.name: i for i, file in enumerate(self.mirror.records)}
+        places = [index[record.name] for record in records]
+        return map_files(
+            field, [self.mirror.file(i) for i in places], MirrorGuard(self.mirror, places)
+        )
+
+    @cached_property
+    def mirror(self) -> Mirror:
+        """Where the pages of a remote table are kept."""
+        folder, limit = self._cache
+        unique = {file.name: file for _, file in self.files}
+        return Mirror(self.location, list(unique.values()), limit, folder)
+
+    def release(self) -> None:
+        """Give back the memory that reading a local table took; what was checked stays so."""
+        with self._lock:
+            columns = list(self._mapped.values())
+        for column in columns:
+            for file in column.owner[0]:
+                if isinstance(file, MappedFile):
+                    file.release()
 
     def verify(self) -> None:
         """Hash every byte once.
@@ -290,8 +338,12 @@ class PackedTable:
                 check_file(str(place), file, opened)
 
 
-def map_files(field: pa.Field, files: Sequence[MappedFile], guard: PageGuard) -> MappedColumn:
-    """Return a column of mapped files, one a chunk."""
+def map_files(
+    field: pa.Field,
+    files: Sequence[MappedFile] | Sequence[MirroredFile],
+    guard: PageGuard | MirrorGuard,
+) -> MappedColumn:
+    """Return a column of files that are mapped or mirrored, one a chunk."""
     layout = layout_of(field.type)
     places = [f.record.places for f in files]
     base = np.array([f.address for f in files], dtype=np.uint64)
@@ -307,18 +359,21 @@ def map_files(field: pa.Field, files: Sequence[MappedFile], guard: PageGuard) ->
             out.append(Validity(found, np.zeros(len(files), np.int64), width))
         return tuple(out)
 
+    names = [f.place for f in files]
     if layout.kind == "arrow":
-        from .packed_arrays import arrays_of
-
         return MappedColumn(
-            field.name, field.type, "arrow", 0, base, arrays=arrays_of(files, guard),
-            guard=guard, owner=files,
-        )  # fmt: skip
+            field.name,
+            field.type,
+            "arrow",
+            0,
+            base,
+            arrays=arrays_of(names, guard),
+            guard=guard,
+            owner=(files, guard),
+        )
     dictionary = None
     if layout.kind == "codes":
-        from .packed_arrays import dictionaries_of
-
-        dictionary = dictionaries_of(files, guard)
+        dictionary = dictionaries_of(names, guard)
     return MappedColumn(
         field.name,
         layout.physical if layout.kind == "codes" else field.type,
@@ -331,7 +386,7 @@ def map_files(field: pa.Field, files: Sequence[MappedFile], guard: PageGuard) ->
         items=np.array([p.items for p in places], np.int64) if layout.has_offsets else None,
         dictionary=dictionary,
         guard=guard,
-        owner=files,
+        owner=(files, guard),
     )
 
 

@@ -8,7 +8,7 @@ Once a column was seen whole nothing is looked at any more.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,19 @@ import numpy.typing as npt
 
 from .errors import PackedCorruptError, StorageError
 from .packed_header import PAGE_BYTES, PAGE_SUM, PackedFile, pages_in
+from .residency import drop_resident
 
-__all__ = ["MappedFile", "PageGuard", "corrupt", "untouched_pages"]
+__all__ = [
+    "MappedFile",
+    "PageGuard",
+    "check_file",
+    "check_page",
+    "missing",
+    "page_runs",
+    "page_sums",
+    "untouched_pages",
+    "wrong_size",
+]
 
 _READ_BYTES = 16 * PAGE_BYTES
 
@@ -47,6 +58,10 @@ class MappedFile:
     def expect(self, start: int, stop: int) -> None:
         """Say that a range of whole pages is about to be read."""
         self._map.madvise(mmap.MADV_WILLNEED, start, min(stop, len(self._map)) - start)
+
+    def release(self) -> None:
+        """Drop what was read from this process's memory; the operating system may still have it."""
+        drop_resident(self.address, self.address + self.record.bytes)
 
     def check_page(self, page: int) -> None:
         """Raise `PackedCorruptError` unless a page is what it should be."""
@@ -174,10 +189,13 @@ class PageGuard:
         file = np.searchsorted(self._first, pages, side="right") - 1
         local = pages - self._first[file]
         # What is on the disk only is asked for in long runs, before it is hashed page by page.
-        ends = np.flatnonzero((np.diff(pages) != 1) | (np.diff(file) != 0)) + 1
-        for run in np.split(np.arange(len(pages)), ends):
-            start, stop = int(local[run[0]]), int(local[run[-1]]) + 1
-            self._files[int(file[run[0]])].expect(start * PAGE_BYTES, stop * PAGE_BYTES)
+        for runs in page_runs(pages, len(self._seen) or 1, self._first):
+            for start, stop in runs:
+                index = int(np.searchsorted(self._first, start, side="right")) - 1
+                before = int(self._first[index])
+                self._files[index].expect(
+                    (start - before) * PAGE_BYTES, (stop - before) * PAGE_BYTES
+                )
         for number, index, page in zip(pages.tolist(), file.tolist(), local.tolist(), strict=True):
             self._files[index].check_page(page)
             self._seen[number] = True
@@ -186,15 +204,51 @@ class PageGuard:
     def check_all(self) -> None:
         """Check what was not checked yet of the column."""
         for chunk in range(len(self._files)):
-            self.check_file(chunk)
+            self.whole_file(chunk)
         self._left = 0
 
-    def check_file(self, chunk: int) -> None:
-        """Check what was not checked yet of one file."""
+    def whole_file(self, chunk: int) -> Any:
+        """Return all bytes of a file, checked."""
         first, stop = self._first[chunk], self._first[chunk + 1]
-        pages = first + np.flatnonzero(~self._seen[first:stop])
-        if len(pages):
-            self.check(pages)
+        self.check(first + np.flatnonzero(~self._seen[first:stop]))
+        return self._files[chunk].data
+
+    def frame(self, chunk: int) -> Any:
+        """Return the bytes of a file; all but those of its body were checked."""
+        first, record = int(self._first[chunk]), self._files[chunk].record
+        body, end = record.places.body
+        wanted = np.ones(pages_in(record.bytes), dtype=bool)
+        wanted[pages_in(body) : end // PAGE_BYTES] = False
+        wanted &= ~self._seen[first : first + len(wanted)]
+        self.check(first + np.flatnonzero(wanted))
+        return self._files[chunk].data
+
+
+def page_runs(pages: I64, most: int, cuts: I64) -> Iterator[list[tuple[int, int]]]:
+    """Yield runs (first page, page after the last) of ascending pages, some runs at a time.
+
+    Parameters
+    ----------
+    pages : int64, shape (k,)
+    most : int
+        Pages that are yielded together, and that a run has.
+    cuts : int64
+        Pages at which a new run begins: where the files do.
+    """
+    file = np.searchsorted(cuts, pages, side="right")
+    ends = np.flatnonzero((np.diff(pages) != 1) | (np.diff(file) != 0)) + 1
+    together: list[tuple[int, int]] = []
+    held = 0
+    for run in np.split(pages, ends):
+        for at in range(0, len(run), most):
+            piece = run[at : at + most]
+            if together and held + len(piece) > most:
+                yield together
+                together, held = [], 0
+            together.append((int(piece[0]), int(piece[-1]) + 1))
+            held += len(piece)
+    if together:
+        yield together
 
 
 def untouched_pages(
@@ -205,7 +259,7 @@ def untouched_pages(
     Parameters
     ----------
     seen : bool, shape (pages,)
-    first : int64, shape (c + 1,)
+    first : int64, shape (c,) or (c + 1,)
         Number of each chunk's first page.
     base : uint64, shape (c,)
         Address of each chunk's file.

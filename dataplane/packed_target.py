@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ from .packed_header import HEADER, PackedFile, TableParts, header_bytes, table_i
 from .storage import Location, storing
 
 __all__ = ["commit", "place_of", "what_is_there"]
+
+_OURS = re.compile(r"(column|pages)-[0-9a-f]{64}\.(arrow|bin)|\..+\.[0-9a-f]{12}\.tmp")
 
 
 def what_is_there(
@@ -89,7 +92,7 @@ def commit(
             if there is None:
                 write_synced(folder / HEADER, header)
         if there is not None:
-            _extend(folder, final, header)
+            _extend(folder, final, header, {f.name for _, f in listed} | {name}, there)
         elif not publish(folder, final):
             return _won_by_another(parts, out, options)
     else:
@@ -101,14 +104,22 @@ def commit(
     return PackedTable.open(out, storage_options=options)
 
 
-def _extend(folder: Path, final: Path, header: bytes) -> None:
-    """Move new files into a table's folder, then replace its header."""
+def _extend(folder: Path, final: Path, header: bytes, names: set[str], there: PackedTable) -> None:
+    """Move new files into a table's folder, then replace its header.
+
+    Then files go that neither the old header nor the new one names: an extension that was killed
+    left them. Those of the old one stay, for processes that have it open.
+    """
     with storing("Extending the packed table", final):
         for file in sorted(folder.iterdir()):
             if not file.name.startswith("."):
                 file.replace(final / file.name)
         sync_path(final)
         replace_file(final / HEADER, header)
+        kept = names | {f.name for _, f in there.files} | {there.pages_name}
+        for file in final.iterdir():
+            if _OURS.fullmatch(file.name) and file.name not in kept:
+                file.unlink(missing_ok=True)
 
 
 def _won_by_another(

@@ -59,8 +59,10 @@ class ManifestLoader:
         Those of torch.distributed where it runs, else 0 of 1.
     device : str or torch.device
         Where batches go. Arrow arrays stay on the host.
-    transfer : {'auto', 'cpu'}
-        How they get there.
+    transfer : {'auto', 'unified', 'staged', 'cpu'}
+        How they get there: gathered by the GPU's threads from host tables that are filled when the
+        loader is made, gathered into pinned memory and copied beside the training, or gathered and
+        copied. ``'auto'``: the first that works and fits; see `device_source`.
     window : int, optional
         Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
         many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
@@ -180,10 +182,15 @@ class ManifestLoader:
             verify=verify,
             storage_options=storage_options,
         )
+        if transform is not None and transfer == "unified":
+            raise ParameterError(
+                "A transform works on the host, and transfer='unified' brings rows to the GPU "
+                "before it: use transfer='auto', or do the work in the training step."
+            )
         options = SourceOptions(
             columns,
-            device,
-            transfer,
+            device if transform is None else torch.device("cpu"),
+            transfer if transform is None else "cpu",
             cache_bytes,
             storage_options,
             pack,

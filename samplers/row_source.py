@@ -8,7 +8,7 @@ copies them out of memory maps; `DatasetSource` decodes the dataset's own files,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -20,11 +20,13 @@ import torch
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike
 from ..dataplane.manifest import Manifest
+from ..dataplane.mapped import Mappable
 from ..dataplane.pack_cache import CACHE_BYTES
 from ..dataplane.packed import PackedTable
 from ..dataplane.rows import RowReader
 from ..gpu_access.cpu import Column, CpuGather
 from ..gpu_access.transfer import Transfer
+from .device_source import on_device
 from .mapped_source import MappedSource, packed_table, rows_at_hand
 from .source_stats import SourceStats
 
@@ -171,23 +173,34 @@ def open_source(manifest: Manifest, data: RowsLike, options: SourceOptions) -> R
     """
     if isinstance(data, RowSource):
         return data
+    host_of = _host_sources(manifest, data, options)
+    return on_device(host_of, manifest, options.device, options.transfer)
+
+
+def _host_sources(
+    manifest: Manifest, data: DatasetLike | PackedTable, options: SourceOptions
+) -> Callable[[Sequence[str] | None], RowSource]:
+    """Return what makes sources of some columns, whose rows end on the host."""
     fragments, columns = manifest.planned_fragments(), options.columns
+    table: Mappable | None
     if isinstance(data, PackedTable):
         data.require(manifest.snapshot, fragments)
-        return MappedSource(data, columns)
-    dataset = manifest.open_dataset(data, storage_options=options.storage_options)
-    dataset.check_sources(dataset.schema.names if columns is None else columns)
-    table = rows_at_hand(
-        dataset,
-        columns,
-        fragments,
-        pack=options.pack,
-        packed_dir=options.packed_dir,
-        packed_bytes=options.packed_bytes,
-    )
-    if table is not None:
-        return MappedSource(table, columns)
-    return DatasetSource(dataset, columns, cache_bytes=options.cache_bytes)
+        table = data
+    else:
+        dataset = manifest.open_dataset(data, storage_options=options.storage_options)
+        dataset.check_sources(dataset.schema.names if columns is None else columns)
+        table = rows_at_hand(
+            dataset,
+            columns,
+            fragments,
+            pack=options.pack,
+            packed_dir=options.packed_dir,
+            packed_bytes=options.packed_bytes,
+        )
+    if table is None:
+        cache = options.cache_bytes
+        return lambda some: DatasetSource(dataset, some or columns, cache_bytes=cache)
+    return lambda some: MappedSource(table, some or columns)
 
 
 class Sources:

@@ -16,6 +16,7 @@ import torch
 
 from ..dataplane.plan import Ragged, SideColumn
 from ..dataplane.snapshot import row_ids_to_int64
+from ..gpu_access.arriving import Arriving
 from ..gpu_access.cpu import Column, host_tensor
 from ..gpu_access.transfer import Transfer, to_device
 from .batch import Batch
@@ -57,6 +58,7 @@ class Window:
         self._facts: dict[str, Sequence[Any]] = {}
         self.bytes = sum(column.nbytes for column in columns.values())
         self.buffers: Tensors = {}
+        self._arriving = columns if isinstance(columns, Arriving) else None
         self._device: torch.device | None = None
         self._transfer: Transfer = "auto"
         self._lock = Lock()
@@ -85,6 +87,12 @@ class Window:
         for name, views in self._views.items():  # what `collate` made
             self._views[name] = [v.to(device) for v in views]
         return self
+
+    def arrive(self) -> None:
+        """Let the caller's stream wait for columns that are on their way to a device."""
+        if self._arriving is not None:
+            self._arriving.wait()
+            self._arriving = None
 
     def put(self, name: str, views: Sequence[Any]) -> None:
         """Replace or add a column, by its value in each batch."""

@@ -8,7 +8,9 @@ import pytest
 from batchloom.dataplane import PackedTable, open_dataset
 from batchloom.dataplane.canonical import pretty_json
 from batchloom.dataplane.errors import (
+    ColumnTypeError,
     DatasetChangedError,
+    InvalidValueError,
     MissingColumnError,
     PackedConflictError,
     PackedCorruptError,
@@ -20,6 +22,7 @@ from batchloom.dataplane.packing import pack_dataset, run_on_threads
 from batchloom.dataplane.snapshot import Snapshot
 from batchloom.dataplane.storage import locate
 from batchloom.gpu_access import PackedGather
+from batchloom.gpu_access.row_gather import gather_rows
 from batchloom.tests.contracts.awkward import FORMATS, awkward_table, write_fragment
 from batchloom.tests.contracts.damage import KINDS, damages
 from batchloom.tests.contracts.gather import values_of
@@ -138,8 +141,13 @@ def test_only_new_fragments_and_columns_are_packed(tmp_path, monkeypatch):
     more = pack_dataset(grown, tmp_path / "t", ["x", "y", "text"])
     assert {entry[1:] for entry in packed} == {("text",)}
     assert rows_of(more, [449])["text"] == ["row 449"]
+    litter = "column-" + "0" * 64 + ".arrow"  # of an extension that was killed
+    (tmp_path / "t" / litter).write_bytes(b"x")
+    grow(data, awkward_table(450, 460), 4)
+    more = pack_dataset(open_dataset(data, since=grown.snapshot), tmp_path / "t", more.columns)
+    assert not (tmp_path / "t" / litter).exists()
     packed.clear()
-    linked = pack_dataset(grown, tmp_path / "u", ["x"], reuse=[more])
+    linked = pack_dataset(grown, tmp_path / "u", ["x"], reuse=[more])  # of fewer fragments
     assert packed == []
     name = linked.files[0][1].name
     assert os.path.samefile(linked.path / name, more.path / name)
@@ -183,6 +191,25 @@ def test_places_where_there_is_no_table(tmp_path, packed):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(PackedError, match="is a manifest, not a packed table"):
         PackedTable.open(tmp_path)
+
+
+def test_columns_for_those_who_read_memory_themselves(packed, tmp_path):
+    mapped = packed.mapped(["x", "flag", "text"])
+    chunks = mapped.column_chunks("x")
+    assert (chunks.dtype, chunks.row_shape, chunks.row_bytes) == (np.float32, (4,), 16)
+    assert chunks.rows.sum() == packed.rows
+    assert not (chunks.addresses % np.uint64(64)).any()
+    ids = [0, 3000, 3001, 10_006]
+    assert gather_rows(chunks, ids).tolist() == rows_of(packed, ids, ["x"])["x"]
+    assert mapped.column_chunks("flag").dtype == bool
+    with pytest.raises(ColumnTypeError, match="'text' .string. does not lie in memory"):
+        mapped.column_chunks("text")
+    pq.write_table(pa.table({"v": [1, None]}), tmp_path / "a.parquet")
+    nulls = pack_dataset(open_dataset(tmp_path / "a.parquet"), tmp_path / "t")
+    with pytest.raises(InvalidValueError, match="'v' holds nulls"):
+        nulls.mapped().column_chunks("v")
+    packed.release()
+    assert gather_rows(chunks, ids).tolist() == rows_of(packed, ids, ["x"])["x"]
 
 
 def test_missing_column(packed, awkward_data, tmp_path):
@@ -282,7 +309,7 @@ VALUES = {
 }
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data(), type_=st.sampled_from(list(VALUES)))
 def test_any_column_is_what_it_was(data, type_, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
