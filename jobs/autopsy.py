@@ -102,7 +102,8 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
     """Say what the largest row group takes, and which options give a worker enough for it."""
     need = max(2 * limit, _LEAST)
     text = ""
-    rewrite = f"write the file in smaller {'row group' if chunk is None else chunk.kind}s"
+    batches = chunk is not None and chunk.kind == "record batch"
+    rewrite = f"write the file in smaller {'record batches' if batches else 'row groups'}"
     if chunk is not None and chunk.bytes:
         need = max(need, _BASE + _COPIES * chunk.batch)
         text = (
