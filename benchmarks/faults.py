@@ -24,7 +24,7 @@ from batchloom.jobs import gc, plan, verify
 from batchloom.tests.contracts.crash import problem_of, run_job, start
 from batchloom.tests.contracts.damage import damages, manifest_of_all_files, read_all, refusal
 from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
-from batchloom.tests.dataplane.store import Store, moto_server, proxied
+from batchloom.tests.dataplane.store import Store, moto_server, proxy
 from harness import say
 from inputs import Bench
 
@@ -179,7 +179,8 @@ _WRITERS = 8
 def races(bench: Bench, rounds: int) -> None:
     """Eight writers commit to one place of an S3 store at the same moment."""
     same = different = 0
-    with moto_server() as moto, proxied(moto) as store:
+    with moto_server() as moto, proxy(moto) as server:
+        store = server.fresh()
         for number in range(rounds):
             results = _race(partial(_commit, store, f"same-{number}", 0))
             same += len({r.manifest_id for r in results if r is not None}) == 1 and all(results)

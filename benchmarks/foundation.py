@@ -8,7 +8,7 @@ Everything runs beside its reference or limit, turn by turn (`harness`). The lin
 
 open and read one batch
     `Manifest.open` and the first, middle or last batch, in a fresh process, imports excluded:
-    median wall milliseconds of the slowest of the three. Limit: parsing the header and hashing the
+    median CPU milliseconds of the slowest of the three. Limit: parsing the header and hashing the
     one block that holds the batch, which nothing that checks what it delivers can avoid. Beside it,
     without a bar: the last batch against the first; the same with the files dropped from the
     system's cache; a plan of as many blocks as a billion rows have; and any batch of a plan whose

@@ -30,7 +30,8 @@ recipe
     Ten epochs of half of a billion rows, written from a bitmap, and any batch of them. (`recipes`)
 jump
     Opening a plan of four million batches of 25 rows and reading the first, the middle or the last
-    one, in a fresh process, imports excluded: median wall milliseconds; the last against the first;
+    one, in a fresh process, imports excluded: median CPU milliseconds, which are wall milliseconds
+    where nothing else runs, as all of it is in the page cache; the last against the first;
     CPU microseconds of any batch whose block was touched before. (`plans`)
 races, damage, kills
     How many came out as they must: writers that race for one place of an object store; every file

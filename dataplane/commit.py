@@ -9,7 +9,8 @@ process that dies leaves the target absent and one or two dot-directories, which
     What a planning job keeps between its stages, named by a digest of the job: the same job goes on
     from it when it is run again (`jobs.work`).
 
-A process that works in one of them holds a lock on it (`hold`), which ends with the process.
+A process that works in one of them holds a lock on it (`hold`), which ends with the process. For a
+target on a store both stand in the folder for temporary files, and a file in them says for which.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from .objects import put, put_if_absent
 from .storage import Location, storing
 
 __all__ = [
+    "DESTINATION",
     "bring",
     "create_file",
     "hold",
+    "note_destination",
     "publish",
     "replace_file",
     "staging",
@@ -40,21 +43,34 @@ __all__ = [
     "write_synced",
 ]
 
+DESTINATION = ".destination"
+"""The file in a dot-directory that holds the URI of a target elsewhere."""
+
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # what rename says of a target in use
 
 
 @contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """Make a staging directory beside `target`; gone when the block ends, unless published."""
+def staging(target: Path, destination: str = "") -> Iterator[Path]:
+    """Make a staging directory beside `target`; gone when the block ends, unless published.
+
+    `destination` is the URI of a target that is not on this machine; it is noted in the folder.
+    """
     with storing("Preparing the target", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = target.parent / f".{target.name}.staging-{uuid.uuid4().hex[:12]}"
         folder.mkdir()
+        note_destination(folder, destination)
     try:
         with hold(folder):  # so that nobody clears it away while this process lives
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def note_destination(folder: Path, destination: str) -> None:
+    """Note in a folder on this machine for which target elsewhere it is, if any."""
+    if destination:
+        (folder / DESTINATION).write_text(destination)
 
 
 @contextmanager

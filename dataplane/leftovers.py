@@ -12,18 +12,19 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from .commit import hold
+from .commit import DESTINATION, hold
 from .errors import ManifestError, StorageError
 from .manifest_header import HEADER, read_header
 from .storage import locate, storing
 
-__all__ = ["Leftover", "leftovers", "remove"]
+__all__ = ["Leftover", "leftovers", "leftovers_here", "remove"]
 
 _FOLDERS = (
     ("staging", re.compile(r"\..+\.staging-[0-9a-f]{12}")),
@@ -77,15 +78,57 @@ def leftovers(root: str | os.PathLike[str], older_than_hours: float = 24) -> lis
     folder = Path(root)
     if not folder.is_dir():
         raise StorageError(f"There is no folder at {folder}.")
-    found: list[Leftover] = []
     with storing("Looking for what was left", folder):
-        for kind, path in _candidates(folder):
-            with contextlib.suppress(FileNotFoundError):  # its job lives and has removed it
-                written, size = _measure(path)
-                age = max(0.0, (time.time() - written) / 3600)
-                if age >= older_than_hours and not _is_held(path):
-                    found.append(Leftover(str(path), kind, size, age))
+        return _left(_candidates(folder), older_than_hours)
+
+
+def leftovers_here(uri: str, older_than_hours: float = 24) -> list[Leftover]:
+    """List what jobs with a target on a store left in this machine's folder for temporary files.
+
+    Parameters
+    ----------
+    uri : str
+        Their target, or a folder above it.
+    older_than_hours : float
+        See `leftovers`.
+    """
+    folder = Path(tempfile.gettempdir())
+    with storing("Looking for what was left", folder):
+        inside = [(_kind_of(path.name), path) for path in folder.iterdir()]
+        ours = [(kind, path) for kind, path in inside if kind and not path.is_symlink()]
+        wanted = ((kind, path) for kind, path in ours if _is_for(path, uri))
+        return _left(wanted, older_than_hours)
+
+
+def _left(candidates: Iterable[tuple[str, Path]], older_than_hours: float) -> list[Leftover]:
+    """Return those that are old enough and that nobody holds, by path."""
+    found: list[Leftover] = []
+    for kind, path in candidates:
+        with contextlib.suppress(FileNotFoundError):  # its job lives and has removed it
+            written, size = _measure(path)
+            age = max(0.0, (time.time() - written) / 3600)
+            if age >= older_than_hours and not _is_held(path):
+                found.append(Leftover(str(path), kind, size, age))
     return sorted(found, key=lambda item: item.path)
+
+
+def _kind_of(name: str) -> str:
+    """Return what a folder of this name is; empty of one that is none of ours."""
+    return next((kind for kind, shape in _FOLDERS if shape.fullmatch(name)), "")
+
+
+def _is_for(folder: Path, uri: str) -> bool:
+    """Whether a folder says that its target is this one, or below it."""
+    try:
+        noted = (folder / DESTINATION).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return f"{_spelt(noted)}/".startswith(f"{_spelt(uri)}/")
+
+
+def _spelt(uri: str) -> str:
+    scheme, _, path = uri.rstrip("/").partition("://")
+    return f"{'s3' if scheme == 's3a' else scheme}://{path}"
 
 
 def remove(leftover: Leftover) -> bool:
@@ -108,8 +151,8 @@ def _candidates(root: Path) -> Iterator[tuple[str, Path]]:
         here, enter = Path(folder), []
         for name in below:
             path = here / name
-            kind = next((k for k, shape in _FOLDERS if shape.fullmatch(name)), None)
-            if kind is not None and not path.is_symlink():
+            kind = _kind_of(name)
+            if kind and not path.is_symlink():
                 yield kind, path
             elif not name.startswith("."):
                 enter.append(name)

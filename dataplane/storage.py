@@ -12,7 +12,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,7 +123,9 @@ class Location:
             fs, root = self.filesystem()
             if not fs.isdir(root):  # s3fs's `ls` of nothing lists all of the folder above
                 return []
-            listed = _children(fs, root.rstrip("/"))
+            listed: list[tuple[str, int | None]] = []
+            with suppress(FileNotFoundError):  # another writer has removed what there was
+                listed += _children(fs, root.rstrip("/"))
             return [(path.rsplit("/", 1)[-1], size) for path, size in listed]
 
     def files(self) -> Iterator[tuple[str, int]]:

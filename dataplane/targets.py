@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from .commit import publish, staging, write_synced
+from .commit import DESTINATION, publish, staging, write_synced
 from .errors import (
     BatchloomError,
     ManifestConflictError,
@@ -70,6 +70,11 @@ class Target(ABC):
     @abstractmethod
     def beside(self) -> Path:
         """The local place beside which scratch and work folders stand."""
+
+    @property
+    def destination(self) -> str:
+        """The URI of a target that is not on this machine; empty of one that is."""
+        return "" if self.location.is_local else self.location.path
 
     @property
     def disk(self) -> Path:
@@ -213,7 +218,7 @@ class ObjectTarget(Target):
         check_space(self.disk, min(bytes_needed, _SCRATCH_BYTES))
 
     def scratch(self) -> AbstractContextManager[Path]:
-        return staging(self.beside)
+        return staging(self.beside, self.destination)
 
     def take(self, file: Path) -> None:
         if self._pool is None:
@@ -241,7 +246,8 @@ class ObjectTarget(Target):
     def publish(self, folder: Path, header: bytes) -> bool:
         self._wait()
         for file in sorted(folder.iterdir()):
-            self.take(file)
+            if file.name != DESTINATION:
+                self.take(file)
         self._wait()
         self._check_sizes()
         if put_if_absent(self.location.join(HEADER), header):

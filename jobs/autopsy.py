@@ -21,7 +21,6 @@ _LEAST = 2 << 30  # bytes that are advised at least
 _COPIES = 3  # of a batch: Arrow's, the matrix made of it, what is computed of that
 _FROM_OUTSIDE = (9, 15)  # signals that no damaged file raises
 _RECOPY = "copy it again from its source, or leave it out"
-_REWRITE = "write the file in smaller row groups"
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,8 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
     """Say what the largest row group takes, and which options give a worker enough for it."""
     need = max(2 * limit, _LEAST)
     text = ""
+    batches = chunk is not None and chunk.kind == "record batch"
+    rewrite = f"write the file in smaller {'record batches' if batches else 'row groups'}"
     if chunk is not None and chunk.bytes:
         need = max(need, _BASE + _COPIES * chunk.batch)
         text = (
@@ -111,12 +112,12 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
         )
     if machine is None:
         options = f"--memory-limit {_whole(need)} --nthreads 1"
-        return f"{text}Start workers with dask worker {options}, or {_REWRITE}."
+        return f"{text}Start workers with dask worker {options}, or {rewrite}."
     # The driver and its only worker have equal shares, or the driver what it needs.
     total = need + max(need, machine.beside) if machine.beside else need
     if total > machine.memory:
-        return f"{text}This machine has {size_text(machine.memory)}, too little for it; {_REWRITE}."
-    return f"{text}Run again with --memory {_whole(total)} --workers 1, or {_REWRITE}."
+        return f"{text}This machine has {size_text(machine.memory)}, too little for it; {rewrite}."
+    return f"{text}Run again with --memory {_whole(total)} --workers 1, or {rewrite}."
 
 
 def _whole(bytes_: int) -> str:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from ..dataplane.errors import ParameterError
-from ..dataplane.leftovers import Leftover, leftovers, remove
+from ..dataplane.errors import MissingFileError, ParameterError
+from ..dataplane.leftovers import Leftover, leftovers, leftovers_here, remove
 from ..dataplane.storage import locate
 from ..dataplane.store_leftovers import remove_from_store, store_leftovers
 
@@ -49,6 +49,9 @@ def gc(
 ) -> Cleared:
     """List, or remove, what killed jobs left in a folder and below.
 
+    Of jobs whose target was on a store this is also what they left in this machine's folder for
+    temporary files: parts that were not sent, and intermediate results.
+
     Parameters
     ----------
     path : path or URI
@@ -70,8 +73,19 @@ def gc(
     if location.is_local:
         found, away = leftovers(location.path, hours), remove
     else:
-        found = store_leftovers(location, hours)
-        away = partial(remove_from_store, storage_options=storage_options)
+        here = leftovers_here(location.path, hours)
+        try:
+            found = [*here, *store_leftovers(location, hours)]
+        except MissingFileError:
+            if not here:
+                raise
+            found = here  # killed before anything was sent
+        local = {leftover.path for leftover in here}
+        elsewhere = partial(remove_from_store, storage_options=storage_options)
+
+        def away(leftover: Leftover) -> bool:
+            return (remove if leftover.path in local else elsewhere)(leftover)
+
     if delete:
         found = [leftover for leftover in found if away(leftover)]
     return Cleared(tuple(found), sum(leftover.bytes for leftover in found), delete)

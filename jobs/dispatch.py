@@ -98,6 +98,7 @@ class Dispatch:
         self._flying: dict[Any, Any] = {}  # key → future
         self._suspects: deque[int] = deque()
         self._alone: int | None = None
+        self._retried: set[int] = set()
         self._checked: set[str] = set()
         self._looked = len(self._watch.deaths)
         self._worked = time.monotonic()
@@ -174,6 +175,13 @@ class Dispatch:
             return (future.result(),)  # raises
         except KilledWorker as error:
             self._given_up(position, error.allowed_failures + 1)
+            return None
+        except SystemError:
+            # CPython 3.11 fails so, now and then, where two threads of a worker import what parses.
+            if position in self._retried:
+                raise
+            self._retried.add(position)
+            self._send(position)
             return None
         except (BatchloomError, ImportError, AttributeError):
             with suppress(OSError):

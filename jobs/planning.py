@@ -152,7 +152,9 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     with (
         space_for(target, needed),
         # It outlives the workers, which write there.
-        work_folder(target.beside, job_identity(spec, dataset, made_of, signal)) as work,
+        work_folder(
+            target.beside, job_identity(spec, dataset, made_of, signal), target.destination
+        ) as work,
         Engine(
             scheduler=spec.scheduler,
             workers=budget.workers,

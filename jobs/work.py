@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dataplane.canonical import compact_json, digest, file_sha256
-from ..dataplane.commit import hold
+from ..dataplane.commit import hold, note_destination
 from ..dataplane.storage import storing
 
 __all__ = ["Entry", "WorkFolder", "remove_staging", "work_folder"]
@@ -158,7 +158,7 @@ class WorkFolder:
 
 
 @contextmanager
-def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
+def work_folder(target: Path, job: Any, destination: str = "") -> Iterator[WorkFolder]:
     """Open the work folder of a job beside its target; gone when the block ends.
 
     Parameters
@@ -166,6 +166,8 @@ def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
     target : Path
     job : Any
         What the job is, as JSON.
+    destination : str
+        URI of a target that is not on this machine; `target` then stands for it here.
     """
     place = target.parent / f".{target.name}.work-{digest(job)[:_DIGITS]}"
     with storing("Preparing the target", target):
@@ -178,6 +180,8 @@ def work_folder(target: Path, job: Any) -> Iterator[WorkFolder]:
             held.enter_context(hold(place))
         try:
             work = WorkFolder(place)
+            with storing("Preparing the work folder", place):
+                note_destination(place, destination)
             try:
                 yield work
             finally:

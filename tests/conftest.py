@@ -23,7 +23,7 @@ settings.load_profile("batchloom")
 pytest.register_assert_rewrite("batchloom.tests.contracts")
 
 from batchloom.tests.contracts.awkward import awkward  # noqa: E402
-from batchloom.tests.dataplane.store import Store, moto_server, proxied  # noqa: E402
+from batchloom.tests.dataplane.store import Proxy, Store, moto_server, proxy  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,8 +52,15 @@ def moto() -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="session")
+def store_proxy(moto: int) -> Iterator[Proxy]:
+    """A proxy before the moto server."""
+    with proxy(moto) as running:
+        yield running
+
+
 @pytest.fixture
-def store(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(store_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A fresh folder of an S3 store, behind a proxy that injects faults.
 
     In this process what failed is tried again as often as ever, after short pauses.
@@ -63,5 +70,4 @@ def store(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)
     monkeypatch.setattr(remote_files, "_PAUSES", (0.01,) * len(remote_files._PAUSES))
-    with proxied(moto) as made:
-        yield made
+    return store_proxy.fresh()

@@ -26,7 +26,10 @@ _PIPE_WIDTH = 10_000
 
 
 def reporting(verb: F) -> F:
-    """End a verb with one line and the right exit code where it fails."""
+    """End a verb with one line and the right exit code where it fails.
+
+    Its docstring, which is its help, marks by a line with backslash and b what keeps its lines.
+    """
 
     @functools.wraps(verb)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -41,6 +44,7 @@ def reporting(verb: F) -> F:
             sys.stderr.close()  # the reader of our output went away; say nothing more
             sys.exit(1)
 
+    run.__doc__ = (verb.__doc__ or "").replace("\\b\n", "\b\n")
     return cast(F, run)
 
 

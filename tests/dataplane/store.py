@@ -191,44 +191,55 @@ class Store:
         counted += self.log[start:]
 
 
-@contextmanager
-def proxied(moto: int) -> Iterator[Store]:
-    """Put a proxy before moto; yield a store with a fresh folder."""
-    store = Store(f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}", moto)
+class Proxy(ThreadingHTTPServer):
+    """A proxy before moto, for one store after the other: clients of its endpoint are dear to make.
 
-    class Handler(_Handler):
-        pass
+    A request belongs to the store whose folder its path names, else to the newest one.
+    """
 
-    Handler.store = store
-    server = _QuietServer(("127.0.0.1", 0), Handler)
-    store.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, moto: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.moto, self.stores = moto, [Store("", moto)]
+
+    def fresh(self) -> Store:
+        """Return a store with a fresh folder."""
+        url = f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+        self.stores.append(Store(url, self.moto, f"http://127.0.0.1:{self.server_address[1]}"))
+        return self.stores[-1]
+
+    def store_of(self, path: str) -> Store:
+        named = (s for s in self.stores[1:] if s.url.rpartition("/")[2] in path)
+        return next(named, self.stores[-1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that went away: some are made to."""
 
 
+@contextmanager
+def proxy(moto: int) -> Iterator[Proxy]:
+    """Run a proxy before moto."""
+    with Proxy(moto) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: Proxy
     store: Store
-    _to_moto = threading.local()
     disable_nagle_algorithm = True
 
     def log_message(self, *args: Any) -> None:
         pass
 
     def _serve(self) -> None:
-        store = self.store
+        store = self.store = self.server.store_of(self.path)
         fault = store.fault_of(self.command, self.path)
         kind = fault.kind if fault else ""
         line = Request(self.command, self.path, self.headers.get("Range"))

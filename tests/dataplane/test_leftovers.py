@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batchloom.dataplane.commit import hold, staging
+from batchloom.dataplane.commit import hold, note_destination, staging
 from batchloom.dataplane.deep_hashes import write_deep_hashes
 from batchloom.dataplane.errors import StorageError
-from batchloom.dataplane.leftovers import leftovers, remove
+from batchloom.dataplane.leftovers import leftovers, leftovers_here, remove
 from batchloom.dataplane.manifest import Manifest
+from batchloom.dataplane.targets import target_at
 from batchloom.tests.dataplane.helpers import small_manifest
 
 HEX = "0123456789ab"
@@ -180,3 +183,40 @@ def test_a_folder_of_another_user_counts_as_held(
 
     monkeypatch.setattr(os, "open", refuse)
     assert names(tmp_path, 0) == []
+
+
+def test_what_is_here_of_targets_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def left(name: str, destination: str) -> str:
+        folder = write(tmp_path / name / "part").parent
+        note_destination(folder, destination)
+        return str(aged(folder, 30))
+
+    staged = left(f".p.staging-{HEX}", "s3://bucket/plans/p")
+    work = left(f".p.work-{HEX}", "s3a://bucket/plans/p/")
+    left(f".q.work-{HEX}", "s3://bucket/plans2/p")
+    left(f".r.work-{HEX}", "")  # of a target in this folder
+    left(f"p.work-{HEX}", "s3://bucket/plans/p")
+    for uri in ("s3://bucket/plans/p", "s3://bucket/plans/", "s3a://bucket"):
+        found = [x.path for x in leftovers_here(uri)]
+        assert found[:2] == [staged, work]
+        assert len(found) == 2 + (uri == "s3a://bucket")
+    assert leftovers_here("s3://bucket/plan") == leftovers_here("gs://bucket/plans") == []
+    assert leftovers_here("s3://bucket", older_than_hours=48) == []
+    with hold(Path(work)):
+        assert [x.path for x in leftovers_here("s3://bucket/plans")] == [staged]
+    (found,) = leftovers_here("s3://bucket/plans2")
+    assert remove(found)
+    assert not Path(found.path).exists()
+
+
+def test_a_staging_directory_says_where_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with target_at("memory://bucket/plans/p").scratch() as folder:
+        assert folder.parent == tmp_path
+        assert leftovers_here("memory://bucket", 0) == []  # this process holds it
+        again = shutil.copytree(folder, folder.with_name(f".p.staging-{HEX}"))
+        assert [x.path for x in leftovers_here("memory://bucket", 0)] == [str(again)]

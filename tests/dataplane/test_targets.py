@@ -35,6 +35,7 @@ from batchloom.tests.dataplane.helpers import (
     write,
 )
 from batchloom.tests.dataplane.store import Store
+from s3fs import S3FileSystem
 
 HEADER = "manifest.json"
 ONE_TRY: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": 1}}
@@ -476,6 +477,15 @@ def test_processes_race(store: Store) -> None:
         winner = Manifest.open(place, storage_options=store.options, verify="all").seed
         expected = ["ok" if seed == winner else "conflict" for seed in seeds]
         assert [r[round_] for r in results] == expected
+
+
+def test_a_key_that_another_writer_removes_while_it_is_looked_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as its probe's: the place is empty then, not out of reach."""
+    monkeypatch.setattr(S3FileSystem, "isdir", lambda *_: True)
+    assert locate(store.at("m"), store.options).entries() == []
+    assert make(store.at("m"), store).epochs == (0,)
 
 
 # --- kill -9 --------------------------------------------------------------------------------------

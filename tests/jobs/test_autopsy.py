@@ -115,3 +115,4 @@ def test_a_file_that_is_gone_or_no_parquet(
     (ipc,) = group_tasks(open_dataset(tmp_path / "a.arrow").present())
     text = str(killed(ipc, Trail(1, 0, 0, ("a",)), deaths("memory"), HERE))
     assert "Its largest record batch (number 0, 1,500,000 rows) takes about 11 MiB" in text
+    assert text.endswith("or write the file in smaller record batches.")

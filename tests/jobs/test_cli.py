@@ -68,7 +68,10 @@ def test_help_names_every_verb_and_gives_examples() -> None:
         assert verb in text
         shown = batchloom(verb, "--help")
         assert shown.returncode == 0
-        assert verb == "plan" or f"batchloom {verb}" in shown.stdout, verb
+        # Each example keeps a line of its own.
+        assert verb == "plan" or f"\n  batchloom {verb}" in shown.stdout, verb
+        assert "\\b" not in shown.stdout
+        assert "\b" not in shown.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -82,6 +82,25 @@ def test_a_worker_that_dies_once_is_made_good(tmp_path: Path) -> None:
     assert (tmp_path / "1").exists()
 
 
+def trip_once(task: Job, folder: str) -> int:
+    marker = Path(folder) / str(task.index)
+    if task.index in (1, 4) and not marker.exists():
+        marker.touch()
+        raise SystemError("AST constructor recursion depth mismatch")
+    return task.index
+
+
+def trip(task: Job) -> int:
+    raise SystemError("AST constructor recursion depth mismatch")
+
+
+def test_an_interpreter_that_trips_over_itself_tries_again(tmp_path: Path) -> None:
+    with Engine(workers=1) as engine:
+        assert dict(engine.map(trip_once, TASKS, str(tmp_path))) == {i: i for i in range(6)}
+        with pytest.raises(SystemError, match="recursion depth"):
+            list(engine.map(trip, TASKS))
+
+
 def test_a_task_that_always_kills_its_worker_is_named() -> None:
     with (
         Engine(workers=2, memory=2 << 30) as engine,

@@ -76,6 +76,7 @@ def test_a_killed_job_leaves_nothing_or_all(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("method", [SHUFFLE, KMEANS], ids=["shuffle", "kmeans"])
 def test_many_killed_jobs(small: Path, tmp_path: Path, whole: Whole, method: list[str]) -> None:
     killed = Killed(method, small, tmp_path, whole, seed=5)
@@ -129,6 +130,7 @@ def test_a_job_does_not_mind_a_killed_worker(small: Path, tmp_path: Path, whole:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_jobs_do_not_mind_twenty_killed_workers(small: Path, tmp_path: Path, whole: Whole) -> None:
     expected, _ = whole(KMEANS)
     draw, killed = random.Random(2), 0

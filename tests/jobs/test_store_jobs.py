@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batchloom.dataplane.errors import JobSpecError, ManifestConflictError, StorageError
+from batchloom.dataplane.errors import (
+    JobSpecError,
+    ManifestConflictError,
+    MissingFileError,
+    StorageError,
+)
 from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.series import open_plan
 from batchloom.jobs import edit, gc, plan, trace, verify
 from batchloom.jobs.diffing import diff
 from batchloom.jobs.materializing import materialize
 from batchloom.jobs.scanning import scan
+from batchloom.tests.contracts.clusters import wait_for
+from batchloom.tests.contracts.faults import COMMAND, job_file
 from batchloom.tests.dataplane.store import Store
 from batchloom.tests.jobs.conftest import ROWS
 from batchloom.tests.jobs.test_cli import batchloom, failed
@@ -122,6 +131,37 @@ def test_gc_of_a_store(store: Store, data: str) -> None:
     assert gc(store.url, older_than="0s", delete=True, **on(store)).bytes == 2
     assert gc(store.url, older_than="0s", **on(store)).leftovers == ()
     verify(store.at("p"), data, **on(store))
+
+
+def test_gc_of_what_a_killed_job_left_on_this_machine(
+    store: Store, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders among the temporary files: of this target, and held by nobody."""
+    here, sign = tmp_path / "temporary", tmp_path / "sign"
+    here.mkdir()
+    sign.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    options = {"out": store.at("plans/p"), "workers": 0}
+    job = job_file(small, tmp_path / "p", options, seconds=60.0, sign=str(sign))
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(job), "--quiet", "--storage-options", json.dumps(store.options)],
+        env={**os.environ, "TMPDIR": str(here)},
+    )
+    wait_for(lambda: any(sign.iterdir()))
+    now = {"older_than": "0s", **on(store)}
+    with pytest.raises(MissingFileError, match="no such file or directory"):
+        gc(store.at("plans"), **now)  # its job lives
+    process.kill()
+    assert process.wait(30) == -9
+    left = sorted(map(str, here.iterdir()))
+    assert [x.kind for x in gc(store.at("plans"), **now).leftovers] == ["staging", "work"]
+    assert [x.path for x in gc(store.at("plans/p"), **now).leftovers] == left
+    for other in ("plan", "plans/p2", "plans/p/q"):
+        with pytest.raises(MissingFileError, match="no such file or directory"):
+            gc(store.at(other), **now)
+    removed = gc(store.url.replace("s3:", "s3a:"), delete=True, **now).leftovers
+    assert [x.path for x in removed] == left
+    assert list(here.iterdir()) == []
 
 
 # --- the command line -----------------------------------------------------------------------------
