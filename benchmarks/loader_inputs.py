@@ -163,7 +163,8 @@ def write_ipc(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], edges: list[
 def write_wide(folder: Path, total: int, width: int, files: int) -> int:
     """Write Arrow files of `total` bytes of vectors; return their rows.
 
-    A record batch holds 4 MB. No two files hold the same bytes: packed tables would store them once.
+    A record batch holds 4 MB. No two files hold the same bytes, which a packed table would store
+    once.
     """
     folder.mkdir()
     rows = total // (4 * width + 8) // files
