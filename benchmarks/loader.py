@@ -26,7 +26,8 @@ tokens
     DataLoader over Hugging Face's torch format whose collate function pads.
 resume
     From the loader's constructor to the first batch at the first, the middle and the last step of
-    40,000, in a fresh process, imports excluded. Wall time, the worst of the three medians.
+    40,000, in a fresh process, imports excluded. Wall time, the best of five runs, the worst of the
+    three places; CPU seconds beside it.
 pack
     ``batchloom pack`` of 2 GB of Parquet in one process, less what packing one row costs, against
     pyarrow reading the same columns batch by batch and keeping nothing. CPU seconds.

@@ -163,8 +163,8 @@ def write_ipc(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], edges: list[
 def write_wide(folder: Path, total: int, width: int, files: int) -> int:
     """Write Arrow files of `total` bytes of vectors; return their rows.
 
-    Of each file's rows every record batch holds 4 MB. All files hold the same vectors: what is
-    measured is how bytes come, not which.
+    A record batch holds 4 MB. No two files hold the same bytes, which a packed table would store
+    once.
     """
     folder.mkdir()
     rows = total // (4 * width + 8) // files
@@ -173,5 +173,5 @@ def write_wide(folder: Path, total: int, width: int, files: int) -> int:
     for number in range(files):
         y = np.arange(number * rows, (number + 1) * rows)
         edges = [*range(0, rows, step), rows]
-        write_ipc(folder / f"part-{number:03d}.arrow", x, y, edges)
+        write_ipc(folder / f"part-{number:03d}.arrow", x + np.float32(number), y, edges)
     return rows * files
