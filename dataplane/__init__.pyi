@@ -11,4 +11,5 @@ from .plan import Selection as Selection
 from .plan import SideColumn as SideColumn
 from .series import Series as Series
 from .series import open_plan as open_plan
+from .signals import SignalStore as SignalStore
 from .snapshot import Snapshot as Snapshot

@@ -183,6 +183,11 @@ class Epoch(ABC):
     def blocks(self) -> Iterator[BatchPlan]:
         """Yield all micro-batches in order, as many at a time as a block of a part holds."""
 
+    def row_chunks(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield all its rows, repeats included, in any order, a block's worth at a time."""
+        for block in self.blocks():
+            yield block.rows
+
     @abstractmethod
     def find_step(self, step: int) -> int:
         """Return the index of the first micro-batch whose step is at or after `step`."""
@@ -201,6 +206,16 @@ class Epoch(ABC):
         if self._side:  # a comprehension over nothing is a fifth of the call
             side = {c.name: _side_at(plan.side[c.name], c, k, a, b) for c in self._side}
         return MicroBatch(plan.step.item(k), plan.micro.item(k), plan.rows[a:b], weights, side)
+
+    def run(self, start: int, count: int) -> BatchPlan:
+        """Return up to `count` micro-batches from `start` on, at least one, as views.
+
+        As many as stand together: where a block ends, so does the run.
+        """
+        if not 0 <= start < len(self):
+            raise IndexError(start)
+        plan, k = self._at(start)
+        return plan.slice(k, min(k + count, len(plan)))
 
     def plan(self, start: int = 0, stop: int | None = None) -> BatchPlan:
         """Return micro-batches `start` to `stop` as one plan; views where that costs nothing."""

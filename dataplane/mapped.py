@@ -43,6 +43,9 @@ I64: TypeAlias = npt.NDArray[np.int64]
 class Guard(Protocol):
     """Sees that bytes are what they should be before they are used."""
 
+    bytes_read: int
+    """Bytes that were checked, or brought."""
+
     @property
     def whole(self) -> bool:
         """Whether all of the column was seen, so that `ensure` need not be asked any more."""
@@ -80,6 +83,7 @@ class Unguarded:
     """The guard of memory that carries no checksums."""
 
     whole = True
+    bytes_read = 0
 
     def ensure(self, chunk: I64, address: U64, size: I64) -> None:
         pass

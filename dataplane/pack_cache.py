@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .commit import hold
 from .dataset import Dataset
-from .errors import PackedError, ParameterError, StorageError
+from .errors import NoRoomError, PackedError, ParameterError, StorageError
 from .packed import PackedTable
 from .packed_header import HEADER, TableParts, table_id_of
 from .packed_layout import layout_of
@@ -75,8 +75,9 @@ def packed_for(
 
     Raises
     ------
-    StorageError
+    NoRoomError
         Where the table alone is larger than the cache, or does not fit the disk.
+    StorageError
     DatasetError
     """
     if cache_bytes < 0:
@@ -164,7 +165,7 @@ def _least_bytes(parts: TableParts) -> int:
 
 def _refuse_larger(needed: int, limit: int, folder: Path) -> None:
     if needed > limit:
-        raise StorageError(
+        raise NoRoomError(
             f"The packed table needs {needed:,} bytes or more, and the cache {folder} may hold "
             f"{limit:,}. Give it more with cache_bytes, choose fewer columns, or pack the dataset "
             "to a place of its own with: batchloom pack"

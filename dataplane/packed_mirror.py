@@ -208,6 +208,11 @@ class MirrorGuard:
     mirror : Mirror
     files : sequence of int
         The mirror's files of the column, one a chunk.
+
+    Attributes
+    ----------
+    bytes_read : int
+        Of the pages that were fetched.
     """
 
     whole = False  # what is here now may be gone for the next request
@@ -217,6 +222,7 @@ class MirrorGuard:
         self._first = mirror.first[self._files]
         base = self._first * PAGE_BYTES + mirror.address
         self._base = base.astype(np.uint64)
+        self.bytes_read = 0
 
     def reading(self) -> Any:
         return self._mirror.reading()
@@ -226,7 +232,9 @@ class MirrorGuard:
         nothing = np.zeros(int(self._mirror.first[-1]) + 1, dtype=bool)
         pages = untouched_pages(nothing, self._first, self._base, chunk, address, size)
         if len(pages):
+            before = self._mirror.fetched_bytes  # others wait meanwhile
             self._mirror.bring(pages)
+            self.bytes_read += self._mirror.fetched_bytes - before
 
     def check_all(self) -> None:
         raise PackedError(
@@ -249,6 +257,7 @@ class MirrorGuard:
     def _pages(self, record: PackedFile, runs: Sequence[tuple[int, int]]) -> Any:
         place = self._mirror.location.join(record.name).path
         buffer = np.frombuffer(mmap.mmap(-1, record.bytes), np.uint8)
+        self.bytes_read += sum(min(b * PAGE_BYTES, record.bytes) - a * PAGE_BYTES for a, b in runs)
         asked = [(place, a * PAGE_BYTES, min(b * PAGE_BYTES, record.bytes)) for a, b in runs]
         found = fetch_ranges(asked, self._mirror.location.options)
         for (start, stop), data in zip(runs, found, strict=True):

@@ -151,6 +151,11 @@ class PageGuard:
     ----------
     files : sequence of MappedFile
         One a chunk.
+
+    Attributes
+    ----------
+    bytes_read : int
+        Of the pages that were checked.
     """
 
     def __init__(self, files: Sequence[MappedFile]) -> None:
@@ -161,6 +166,7 @@ class PageGuard:
         self._seen = np.zeros(int(self._first[-1]), dtype=bool)
         self._left = len(self._seen)
         self._asked = 0
+        self.bytes_read = 0
 
     @property
     def whole(self) -> bool:
@@ -193,6 +199,7 @@ class PageGuard:
         for number, index, page in zip(pages.tolist(), file.tolist(), local.tolist(), strict=True):
             self._files[index].check_page(page)
             self._seen[number] = True
+        self.bytes_read += PAGE_BYTES * len(pages)
 
     def check_all(self) -> None:
         """Check what was not checked yet of the column."""

@@ -162,6 +162,12 @@ class RecipeEpoch(Epoch):
         self._chunk = index, plan
         return plan, 0
 
+    def run(self, start: int, count: int) -> BatchPlan:
+        if not 0 <= start < len(self):
+            raise IndexError(start)
+        most = max(1, _AHEAD_ROWS // self.recipe.batch_size)
+        return self._expanded(start, min(start + min(count, most), len(self)))
+
     def _plan(self, start: int, stop: int) -> BatchPlan:
         return self._expanded(start, stop)
 
@@ -169,6 +175,12 @@ class RecipeEpoch(Epoch):
         count = min(BLOCK_MICRO_BATCHES, -(-BLOCK_ROWS // self.recipe.batch_size))
         for start in range(0, len(self), count):
             yield self._expanded(start, min(start + count, len(self)))
+
+    def row_chunks(self) -> Iterator[U64]:
+        """Where all rows of the classes take part their order does not matter."""
+        if self.record.samples == self.recipe.rows:
+            return self._rows.union.chunks()
+        return super().row_chunks()
 
     def find_step(self, step: int) -> int:
         return min(step * self.recipe.micro_per_step, len(self))

@@ -24,7 +24,7 @@ from .errors import ColumnTypeError, DatasetChangedError
 from .fragments import FragmentReader, FragmentRef
 from .snapshot import Snapshot, as_row_ids
 
-__all__ = ["ChunkRows", "RowReader"]
+__all__ = ["ChunkRows", "ReadCounts", "RowReader"]
 
 _OPEN_FILES = 64
 
@@ -66,6 +66,23 @@ class ChunkRows:
     positions: npt.NDArray[np.int64]
 
 
+@dataclass
+class ReadCounts:
+    """What a reader has read so far.
+
+    Attributes
+    ----------
+    bytes_read : int
+        Of the chunks that were decoded or mapped.
+    hits, misses : int
+        Chunks asked for that the cache held, and that it did not.
+    """
+
+    bytes_read: int = 0
+    hits: int = 0
+    misses: int = 0
+
+
 class RowReader:
     """Random access to the rows of a dataset; may be used from several threads.
 
@@ -77,6 +94,10 @@ class RowReader:
         lacks one is refused when a row of it is asked for.
     cache_bytes : int
         Decoded chunks that are kept.
+
+    Attributes
+    ----------
+    counts : ReadCounts
     """
 
     def __init__(
@@ -92,6 +113,7 @@ class RowReader:
         self._cache_bytes = cache_bytes
         self._chunks: OrderedDict[tuple[int, int], tuple[pa.RecordBatch, int]] = OrderedDict()
         self._held = 0
+        self.counts = ReadCounts()
         self._readers: OrderedDict[int, FragmentReader] = OrderedDict()
         self._lock = Lock()
 
@@ -170,10 +192,13 @@ class RowReader:
         with self._lock:
             if key in self._chunks:
                 self._chunks.move_to_end(key)
+                self.counts.hits += 1
                 return self._chunks[key][0]
         chunk = self._reader(fragment).chunk(index)
         size = chunk.get_total_buffer_size()
         with self._lock:
+            self.counts.bytes_read += size
+            self.counts.misses += 1
             if key not in self._chunks:
                 self._chunks[key] = chunk, size
                 self._held += size

@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from .commit import publish, staging, write_synced
-from .errors import BatchloomError, ManifestConflictError, MissingFileError, StorageError
+from .errors import (
+    BatchloomError,
+    ManifestConflictError,
+    MissingFileError,
+    NoRoomError,
+    StorageError,
+)
 from .manifest_header import HEADER
 from .objects import probe, put_if_absent, refuse_no_store, remove
 from .storage import Location, locate, storing
@@ -153,14 +159,14 @@ class LocalTarget(Target):
 
 
 def check_space(folder: Path, bytes_needed: int, what: str = "The plan") -> None:
-    """Raise `StorageError` where the disk has no room for what is about to be written."""
+    """Raise `NoRoomError` where the disk has no room for what is about to be written."""
     there = folder
     while not there.exists():
         there = there.parent
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
     if status.f_blocks and bytes_needed > free:
-        raise StorageError(
+        raise NoRoomError(
             f"{what} needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
             "Free some space or choose another target; nothing was written."
         )

@@ -76,6 +76,11 @@ class PackedGather:
         self._columns = mapped.columns
         self.schema = mapped.schema
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the source that were checked, or brought here, so far."""
+        return sum(column.guard.bytes_read for column in self._columns.values())
+
     def gather(
         self, ids: npt.ArrayLike, out: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, Column]:

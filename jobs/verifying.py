@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..dataplane.dataset import DatasetLike, open_dataset
+from ..dataplane.deep_hashes import content_sha256
 from ..dataplane.epoch_count import recount
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import DatasetChangedError, DatasetError
-from ..dataplane.fragments import content_sha256
 from ..dataplane.manifest import Manifest
 from ..dataplane.packed import PackedTable
 from ..dataplane.packed_header import HEADER

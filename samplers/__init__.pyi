@@ -1,5 +1,12 @@
 from .batch import Batch as Batch
 from .batch_sampler import ManifestBatchSampler as ManifestBatchSampler
+from .collate import Jagged as Jagged
+from .collate import Padded as Padded
+from .dataset import ManifestDataset as ManifestDataset
+from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader
 from .losses import weighted_loss as weighted_loss
+from .row_source import RowSource as RowSource
+from .source_stats import SourceStats as SourceStats
 from .state import LoaderState as LoaderState
+from .stats import LoaderStats as LoaderStats

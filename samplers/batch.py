@@ -1,21 +1,34 @@
-"""What a batch carries: its columns, and where its rows stand in the plan."""
+"""What a batch carries: its columns, and where its rows stand in the plan.
+
+A batch that a loader hands out is a view of its window (`window`): making it costs well under a
+microsecond, and what is not asked for is never made. Whoever keeps a batch keeps its window's
+memory; `Batch.copy` has memory of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pyarrow as pa
 import torch
 
 from ..gpu_access.cpu import Column
 from ..gpu_access.transfer import Transfer, to_device
 
-__all__ = ["Batch"]
+if TYPE_CHECKING:
+    from .window import Window
+
+__all__ = ["Batch", "BatchColumn", "batch_of"]
+
+BatchColumn: TypeAlias = "Column | Any"
+"""A column of a batch: as gathered, or what `collate` made of it."""
+
+_PLACE = ("epoch", "step", "micro", "step_rows", "step_weight")
+_FACTS = ("rows", "weights", "seeds", "pad", "side")
 
 
-@dataclass(frozen=True, eq=False)
-class Batch(Mapping[str, Column]):
+class Batch(Mapping[str, BatchColumn]):
     """One rank's share of one micro-batch: a mapping from column names to their values.
 
     ``batch["x"]`` is a tensor of shape (n, …), or an Arrow array where a row has no fixed width.
@@ -44,20 +57,62 @@ class Batch(Mapping[str, Column]):
         or a `dataplane.plan.Ragged` of n lists (``csr``; numpy, on the host).
     """
 
-    columns: Mapping[str, Column]
-    rows: torch.Tensor
-    weights: torch.Tensor
-    seeds: torch.Tensor
-    epoch: int
-    step: int
-    micro: int
-    step_rows: int
-    step_weight: float
-    pad: torch.Tensor | None = None
-    side: Mapping[str, Any] = field(default_factory=dict)
+    __slots__ = ("__weakref__", "_columns", "_index", "_own", "_window")
 
-    def __getitem__(self, name: str) -> Column:
-        return self.columns[name]
+    _window: Window | None  # where what is not in `_own` comes from
+    _index: int
+    _columns: Mapping[str, BatchColumn] | None
+    _own: dict[str, Any]
+
+    def __init__(
+        self,
+        columns: Mapping[str, BatchColumn],
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        seeds: torch.Tensor,
+        epoch: int,
+        step: int,
+        micro: int,
+        step_rows: int,
+        step_weight: float,
+        pad: torch.Tensor | None = None,
+        side: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._window, self._index, self._columns = None, 0, columns
+        self._own = {
+            "rows": rows,
+            "weights": weights,
+            "seeds": seeds,
+            "epoch": epoch,
+            "step": step,
+            "micro": micro,
+            "step_rows": step_rows,
+            "step_weight": step_weight,
+            "pad": pad,
+            "side": {} if side is None else side,
+        }
+
+    @classmethod
+    def of_window(cls, window: Window, index: int) -> Batch:
+        """Return a window's batch, as views."""
+        batch = cls.__new__(cls)
+        batch._window, batch._index, batch._columns, batch._own = window, index, None, _NOTHING
+        return batch
+
+    # --- the mapping ------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> Mapping[str, BatchColumn]:
+        if self._columns is None:
+            assert self._window is not None  # for the type checker: one of the two is there
+            window, index = self._window, self._index
+            self._columns = {name: window.column(name)[index] for name in window.names}
+        return self._columns
+
+    def __getitem__(self, name: str) -> BatchColumn:
+        if self._columns is None:
+            return self._window.column(name)[self._index]  # type: ignore[union-attr]
+        return self._columns[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
@@ -73,13 +128,82 @@ class Batch(Mapping[str, Column]):
         place = f"epoch {self.epoch}, step {self.step}, micro {self.micro}"
         return f"<Batch {place}: {self.num_rows} rows of {', '.join(self.columns) or 'no columns'}>"
 
+    # --- facts ------------------------------------------------------------------------------------
+
+    def _fact(self, name: str) -> Any:
+        if name in self._own:
+            return self._own[name]
+        return self._window.fact(name)[self._index]  # type: ignore[union-attr]
+
+    def _place(self, name: str) -> Any:
+        if name in self._own:
+            return self._own[name]
+        return getattr(self._window.pieces, name).item(self._index)  # type: ignore[union-attr]
+
+    @property
+    def rows(self) -> torch.Tensor:
+        return self._fact("rows")  # type: ignore[no-any-return]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return self._fact("weights")  # type: ignore[no-any-return]
+
+    @property
+    def seeds(self) -> torch.Tensor:
+        return self._fact("seeds")  # type: ignore[no-any-return]
+
+    @property
+    def pad(self) -> torch.Tensor | None:
+        return self._fact("pad")  # type: ignore[no-any-return]
+
+    @property
+    def side(self) -> Mapping[str, Any]:
+        return self._fact("side")  # type: ignore[no-any-return]
+
+    @property
+    def epoch(self) -> int:
+        if "epoch" in self._own:
+            return self._own["epoch"]  # type: ignore[no-any-return]
+        return self._window.pieces.record.epoch  # type: ignore[union-attr]
+
+    @property
+    def step(self) -> int:
+        return self._place("step")  # type: ignore[no-any-return]
+
+    @property
+    def micro(self) -> int:
+        return self._place("micro")  # type: ignore[no-any-return]
+
+    @property
+    def step_rows(self) -> int:
+        return self._place("step_rows")  # type: ignore[no-any-return]
+
+    @property
+    def step_weight(self) -> float:
+        return self._place("step_weight")  # type: ignore[no-any-return]
+
     @property
     def num_rows(self) -> int:
-        return len(self.rows)
+        if "rows" in self._own:
+            return len(self._own["rows"])
+        return self._window.pieces.sizes[self._index]  # type: ignore[union-attr]
 
-    def with_columns(self, **columns: Column) -> Batch:
+    # --- other batches made of it -----------------------------------------------------------------
+
+    def replace(self, **changes: Any) -> Batch:
+        """Return the batch with some of its attributes replaced, as `dataclasses.replace` does."""
+        unknown = set(changes) - {"columns", *_PLACE, *_FACTS}
+        if unknown:
+            raise TypeError(f"A batch has no attribute {sorted(unknown)[0]!r}.")
+        made = Batch.__new__(Batch)
+        made._window, made._index = self._window, self._index
+        made._columns = changes.pop("columns") if "columns" in changes else self._columns
+        made._own = {**self._own, **changes}
+        return made
+
+    def with_columns(self, **columns: BatchColumn) -> Batch:
         """Return the batch with columns added or replaced; for a loader's `transform`."""
-        return replace(self, columns={**self.columns, **columns})
+        return self.replace(columns={**self.columns, **columns})
 
     def to(self, device: str | torch.device, transfer: Transfer = "auto") -> Batch:
         """Return the batch with all its tensors on a device; Arrow arrays stay on the host."""
@@ -87,14 +211,42 @@ class Batch(Mapping[str, Column]):
         def moved(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return to_device(value, device, transfer)
+            if isinstance(value, Mapping):
+                return {name: moved(v) for name, v in value.items()}
+            return value.to(device) if hasattr(value, "to") else value  # what `collate` made
+
+        return self.replace(
+            columns=moved(self.columns), **{name: moved(self._fact(name)) for name in _FACTS}
+        )
+
+    def copy(self) -> Batch:
+        """Return the batch on memory of its own, for whoever keeps it."""
+        values = self.values_by_name()
+
+        def copied(value: Any) -> Any:
+            if hasattr(value, "clone"):
+                return value.clone()
+            if isinstance(value, pa.Array):
+                return pa.concat_arrays([value])
+            if isinstance(value, Mapping):
+                return {name: copied(v) for name, v in value.items()}
             return value
 
-        return replace(
-            self,
-            columns={name: moved(value) for name, value in self.columns.items()},
-            rows=moved(self.rows),
-            weights=moved(self.weights),
-            seeds=moved(self.seeds),
-            pad=moved(self.pad),
-            side={name: moved(value) for name, value in self.side.items()},
-        )
+        return Batch(**{name: copied(value) for name, value in values.items()})
+
+    def values_by_name(self) -> dict[str, Any]:
+        """Return all that the constructor takes; what was not asked for yet is made."""
+        facts = {name: self._fact(name) for name in _FACTS}
+        place = {name: getattr(self, name) for name in _PLACE}
+        return {"columns": dict(self.columns), **place, **facts}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return batch_of, (self.copy().values_by_name(),)
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def batch_of(values: Mapping[str, Any]) -> Batch:
+    """Return the batch of `Batch.values_by_name`."""
+    return Batch(**values)

@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from ..dataplane.dataset import DatasetLike
@@ -27,10 +29,13 @@ from ..dataplane.errors import ParameterError
 from ..dataplane.manifest import Manifest
 from ..dataplane.snapshot import row_ids_to_int64
 from .checks import require_one_of
+from .pieces import Pieces
 from .ranks import OnUneven, resolve_ranks
-from .walk import Epochs, Piece, PlanLike, PlanWalk, Start
+from .walk import Cursor, Epochs, PlanLike, PlanWalk
 
 __all__ = ["ManifestBatchSampler"]
+
+_AT_ONCE = 64  # batches
 
 
 class ManifestBatchSampler(Sampler[list[int]]):
@@ -133,21 +138,19 @@ class ManifestBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return self._indices(self._walk.begin())
 
-    def _indices(self, start: Start) -> Iterator[list[int]]:
-        for piece in self._walk.pieces(start, threading.Event()):
-            self._admit(piece.manifest)
-            indices = self._indices_of(piece)
-            self._walk.deliver(start, piece.state)
-            yield indices
+    def _indices(self, cursor: Cursor) -> Iterator[list[int]]:
+        for pieces in self._walk.windows(cursor, lambda _, __: _AT_ONCE, threading.Event()):
+            self._admit(pieces.manifest)
+            indices, start = self._indices_of(pieces), 0
+            for index, size in enumerate(pieces.sizes):
+                cursor.pieces, cursor.index = pieces, index
+                yield indices[start : start + size].tolist()
+                start += size
 
-    def _indices_of(self, piece: Piece) -> list[int]:
-        rows = piece.micro_batch.rows[piece.share.start : piece.share.stop]
+    def _indices_of(self, pieces: Pieces) -> npt.NDArray[np.int64]:
         if self._index == "position":
-            indices = piece.manifest.snapshot.positions(rows)
-        else:
-            indices = row_ids_to_int64(rows)
-        as_list: list[int] = indices.tolist()
-        return as_list
+            return pieces.manifest.snapshot.positions(pieces.ids)
+        return row_ids_to_int64(pieces.ids)
 
     def set_epoch(self, epoch: int) -> None:
         """Let iterations cover this epoch alone, as torch's samplers have it; see `walk`."""

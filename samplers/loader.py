@@ -11,34 +11,35 @@ resuming decide who gets which rows when, never which rows a step holds.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
-from ..dataplane.dataset import Dataset, DatasetLike
-from ..dataplane.errors import BatchloomError, ParameterError
-from ..dataplane.manifest import Manifest
-from ..dataplane.plan import MicroBatch, Ragged
-from ..dataplane.rows import RowReader
-from ..dataplane.snapshot import row_ids_to_int64
-from ..gpu_access.cpu import CpuGather, host_tensor
+from ..dataplane.errors import ParameterError
+from ..dataplane.pack_cache import CACHE_BYTES
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
-from .batch import Batch
+from .buffers import Buffers
 from .checks import require_int
-from .prefetch import Prefetched
-from .ranks import OnUneven, Share, resolve_ranks
-from .seeds import occurrence_seeds, row_seeds
-from .state import LoaderState
-from .walk import Epochs, Piece, PlanLike, PlanWalk, Start
+from .collate import Collate, resolve_collate
+from .iteration import Ahead, Iteration, prefetched
+from .pipeline import Pipeline
+from .ranks import OnUneven, resolve_ranks
+from .row_source import RowsLike, SourceOptions, Sources
+from .stats import LoaderStats, Meter
+from .transforms import Transform
+from .walk import Epochs, PlanLike, PlanWalk
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from .progress import LiveLine
 
 __all__ = ["ManifestLoader"]
 
-Prepared: TypeAlias = tuple[Any, LoaderState]
-"""What `transform` made of a batch, and the state once it is delivered."""
+_DEPTH_ON_DEVICE = 2
 
 
 class ManifestLoader:
@@ -47,8 +48,9 @@ class ManifestLoader:
     Parameters
     ----------
     plan : path, URI, Manifest or Series
-    dataset : path, URI, list, mapping or Dataset
-        The dataset that was planned; more files than planned are fine.
+    dataset : path, URI, list, mapping, Dataset, PackedTable or RowSource
+        The dataset that was planned, more files than planned are fine; or a packed table of it. A
+        `RowSource` answers for itself that its rows are those that were planned.
     columns : sequence of str, optional
         All columns when None.
     epochs : int or iterable of int, optional
@@ -59,21 +61,47 @@ class ManifestLoader:
         Where batches go. Arrow arrays stay on the host.
     transfer : {'auto', 'cpu'}
         How they get there.
-    prefetch : int
-        Batches that a background thread prepares ahead; 0: none, prepared in line.
+    window : int, optional
+        Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
+        many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
+        decoded or fetched, and 64 batches at most.
+    prefetch : int, optional
+        Batches that a background thread has ready ahead of the caller; whole windows are prepared,
+        so it may be more. 0: no thread, prepared in line when the caller asks. None: a thread from
+        the first window on that takes more than 0.2 ms a batch; on a device, from the start.
+    reuse_buffers : bool
+        Gather into the memory of earlier windows, where the source can: a batch, and any view of
+        its columns, is then valid only until the next one is asked for.
     on_uneven : {'error', 'pad'}
         What to do where the plan cannot be dealt to `world_size` ranks; see `ranks`.
+    collate : {'jagged', 'padded'}, Padded, or mapping of str → these; optional
+        Tensors of ragged columns; for all of them, or for those named. See `collate`.
     transform : callable, optional
-        Called with each `Batch` on the host, in the background thread; may return anything. A
+        Called with each `Batch` on the host, where batches are prepared; may return anything. A
         `Batch` that it returns goes to the device. Key its randomness by ``batch.seeds``.
+    transform_threads : int
+        Threads that it runs on, results in order; 0: the thread that prepares.
+    transform_workers : int
+        Processes that it runs in instead, for a transform that holds the GIL; see `workers`.
+    progress : bool
+        A live line on stderr, where that is a terminal.
     follow : bool
         Wait for the members that a series gains, until `epochs` are complete.
     poll_seconds : float
         How often to look for them.
     storage_options : mapping, optional
         Options of the filesystem of plan and dataset, for URIs.
+    pack : bool
+        Whether a dataset that cannot be mapped (Parquet, compressed or remote files) is packed when
+        it is first used, by one process of a machine; see `dataplane.pack_cache`. Else, and where
+        the disk has no room, its chunks are decoded again and again.
+    packed_dir : path, optional
+        The folder of tables that were packed so. Default: ``BATCHLOOM_CACHE``, else
+        ``batchloom/packed`` in the user's cache folder.
+    packed_bytes : int
+        What that folder may hold; least recently used tables make room.
     cache_bytes : int
-        Decoded row groups that are kept.
+        Decoded row groups that are kept in memory where nothing is packed.
     verify : {'header', 'all'}
         ``'all'`` checks every byte of the plan before its first batch.
 
@@ -101,7 +129,7 @@ class ManifestLoader:
     def __init__(
         self,
         plan: PlanLike,
-        dataset: DatasetLike,
+        dataset: RowsLike,
         *,
         columns: Sequence[str] | None = None,
         epochs: Epochs = None,
@@ -109,21 +137,40 @@ class ManifestLoader:
         world_size: int | None = None,
         device: str | torch.device = "cpu",
         transfer: Transfer = "auto",
-        prefetch: int = 2,
+        window: int | None = None,
+        prefetch: int | None = None,
+        reuse_buffers: bool = False,
         on_uneven: OnUneven = "error",
-        transform: Callable[[Batch], Any] | None = None,
+        collate: Collate = None,
+        transform: Transform | None = None,
+        transform_threads: int = 0,
+        transform_workers: int = 0,
         follow: bool = False,
         poll_seconds: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
+        pack: bool = True,
+        packed_dir: str | os.PathLike[str] | None = None,
+        packed_bytes: int = CACHE_BYTES,
         cache_bytes: int = 256 << 20,
         verify: Literal["header", "all"] = "header",
+        progress: bool = False,
     ) -> None:
-        require_int("prefetch", prefetch, 0)
+        if window is not None:
+            require_int("window", window, 1)
+        if prefetch is not None:
+            require_int("prefetch", prefetch, 0)
+        require_int("transform_threads", transform_threads, 0)
+        require_int("transform_workers", transform_workers, 0)
         require_int("cache_bytes", cache_bytes, 0)
+        require_int("packed_bytes", packed_bytes, 0)
         check_transfer(transfer)
         _check_columns(columns)
-        self._transfer: Transfer = transfer
-        self._device = resolve_device(device)  # here: the current GPU belongs to this thread
+        if transform is None and (transform_threads or transform_workers):
+            raise ParameterError(
+                "There is no transform for transform_threads or transform_workers to run: pass "
+                "transform=…, or leave them out."
+            )
+        device = resolve_device(device)  # here: the current GPU belongs to this thread
         self._walk = PlanWalk(
             plan,
             epochs=epochs,
@@ -133,13 +180,37 @@ class ManifestLoader:
             verify=verify,
             storage_options=storage_options,
         )
-        self._tables = _Tables(dataset, columns, storage_options, cache_bytes)
+        options = SourceOptions(
+            columns,
+            device,
+            transfer,
+            cache_bytes,
+            storage_options,
+            pack,
+            packed_dir,
+            packed_bytes,
+        )
+        self._sources = Sources(dataset, options)
         for manifest in self._walk.members():
-            self._tables.bind(manifest)
-        self._prefetch = prefetch
-        self._transform = transform
+            self._sources.bind(manifest)
+        self._meter = Meter()
+        self._pipeline = Pipeline(
+            self._walk,
+            self._sources,
+            self._meter,
+            device,
+            transfer,
+            window,
+            resolve_collate(collate, self._sources.schema),
+            transform,
+            transform_threads,
+            Workers(transform, transform_workers) if transform and transform_workers else None,
+        )
+        self._prefetch = _DEPTH_ON_DEVICE if prefetch is None and device.type != "cpu" else prefetch
+        self._reuse = reuse_buffers
+        self._line = _live_line() if progress else None
         # Weak: an iteration that the caller dropped must be collected, which ends its thread.
-        self._live: weakref.ref[_Iteration] | None = None
+        self._live: weakref.ref[Iteration] | None = None
 
     @property
     def rank(self) -> int:
@@ -155,7 +226,7 @@ class ManifestLoader:
 
     @property
     def columns(self) -> list[str]:
-        return self._tables.columns
+        return list(self._sources.schema.names)
 
     def __len__(self) -> int:
         """Return the batches of a whole iteration, the same on every rank."""
@@ -163,10 +234,28 @@ class ManifestLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._end_live()
-        start = self._walk.begin()
-        iteration = _Iteration(self._walk, start, self._source(start))
+        cursor, stopped = self._walk.begin(), threading.Event()
+        buffers = Buffers() if self._reuse else None
+        runs = self._pipeline.runs(cursor, buffers, stopped)
+        if self._prefetch is None:
+            source: Any = Ahead(runs, stopped)
+        else:
+            source = prefetched(runs, self._prefetch, stopped) if self._prefetch else runs
+        iteration = Iteration(source, cursor, self._meter, buffers, self._watch)
         self._live = weakref.ref(iteration)
         return iteration
+
+    def _watch(self, over: bool) -> None:
+        """Tell whoever wants to know, each time that the caller went on to another window."""
+        self._meter.warn(self._sources.stats)
+        if self._line is not None:
+            self._line.show(self._walk.state(), self.stats())
+            if over:
+                self._line.end()
+
+    def stats(self) -> LoaderStats:
+        """Return what was delivered so far, how fast, and how long the caller waited for it."""
+        return self._meter.stats(self._sources.stats())
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the caller stands, as JSON values; see `state`."""
@@ -188,9 +277,13 @@ class ManifestLoader:
         self._walk.set_epoch(epoch)
 
     def close(self) -> None:
-        """End the live iteration and its thread, and close the dataset's files."""
+        """End the live iteration, threads and worker processes, and close the dataset's files."""
         self._end_live()
-        self._tables.close()
+        self._sources.close()
+        if self._pipeline.workers is not None:
+            self._pipeline.workers.close()
+        if self._line is not None:
+            self._line.end()
 
     def _end_live(self) -> None:
         live = None if self._live is None else self._live()
@@ -198,138 +291,11 @@ class ManifestLoader:
             live.replace()
         self._live = None
 
-    def _source(self, start: Start) -> Generator[Prepared, None, None] | Prefetched[Prepared]:
-        stopped = threading.Event()
-        prepared = self._prepared(start, stopped)
-        return Prefetched(prepared, self._prefetch, stopped) if self._prefetch else prepared
 
-    def _prepared(self, start: Start, stopped: threading.Event) -> Generator[Prepared, None, None]:
-        for piece in self._walk.pieces(start, stopped):
-            yield self._finished(self._batch(piece)), piece.state
+def _live_line() -> LiveLine:
+    from .progress import LiveLine  # rich takes a tenth of a second to import
 
-    def _batch(self, piece: Piece) -> Batch:
-        micro_batch, share = piece.micro_batch, piece.share
-        taken = slice(share.start, share.stop)
-        ids = micro_batch.rows[taken]
-        reader = self._tables.reader(piece.manifest)
-        columns = CpuGather(reader.schema).gather(ids, reader.visit(ids))
-        return Batch(
-            columns=columns,
-            rows=torch.from_numpy(row_ids_to_int64(ids).copy()),
-            weights=_weights(micro_batch, share),
-            seeds=torch.from_numpy(_seeds(piece)),
-            epoch=piece.record.epoch,
-            step=micro_batch.step,
-            micro=micro_batch.micro,
-            step_rows=piece.step_rows,
-            step_weight=piece.step_weight,
-            pad=torch.ones(len(ids), dtype=torch.bool) if share.pad else None,
-            side={c.name: _side(c.name, c.kind, piece) for c in piece.manifest.side_columns},
-        )
-
-    def _finished(self, batch: Batch) -> Any:
-        result: Any = batch
-        if self._transform is not None:
-            try:
-                result = self._transform(batch)
-            except Exception as error:
-                error.add_note(
-                    f"Raised by the loader's transform of epoch {batch.epoch}, step {batch.step}, "
-                    f"micro {batch.micro}."
-                )
-                raise
-        if isinstance(result, Batch) and self._device.type != "cpu":
-            return result.to(self._device, self._transfer)
-        return result
-
-
-class _Iteration(Iterator[Any]):
-    """One way through the plan; holds the loader's state up to date."""
-
-    def __init__(
-        self,
-        walk: PlanWalk,
-        start: Start,
-        source: Generator[Prepared, None, None] | Prefetched[Prepared],
-    ) -> None:
-        self._walk = walk
-        self._start = start
-        self._source = source
-        self._ended = self._replaced = False
-
-    def __next__(self) -> Any:
-        if self._replaced:
-            raise BatchloomError(
-                "This iteration was ended by a newer iter() or load_state_dict() of its loader. "
-                "Make a second loader to read a plan twice at once."
-            )
-        try:
-            result, state = next(self._source)
-        except BaseException:
-            self._ended = True
-            raise
-        self._walk.deliver(self._start, state)
-        return result
-
-    def close(self) -> None:
-        """Stop preparing batches; the iteration is over."""
-        self._ended = True
-        self._source.close()
-
-    def replace(self) -> None:
-        """Close, and let a caller who goes on all the same know."""
-        self._replaced = not self._ended
-        self.close()
-
-
-class _Tables:
-    """The dataset as each manifest planned it; one is open for reading at a time."""
-
-    def __init__(
-        self,
-        data: DatasetLike,
-        columns: Sequence[str] | None,
-        storage_options: Mapping[str, Any] | None,
-        cache_bytes: int,
-    ) -> None:
-        self._data = data
-        self._columns = columns
-        self._storage_options = storage_options
-        self._cache_bytes = cache_bytes
-        self._datasets: dict[Any, Dataset] = {}
-        self._keys: dict[str, Any] = {}
-        self._open: tuple[Any, RowReader] | None = None
-        self.columns: list[str] = []
-
-    def bind(self, manifest: Manifest) -> None:
-        """Check that the rows which the manifest planned are there, unchanged; once."""
-        if manifest.manifest_id in self._keys:
-            return
-        # Members of a series mostly share a snapshot; then one check serves them all.
-        key = (manifest.snapshot.fingerprint, tuple(manifest.planned_fragments()))
-        if key not in self._datasets:
-            dataset = manifest.open_dataset(self._data, storage_options=self._storage_options)
-            RowReader(dataset, self._columns)  # refuses columns that are not there
-            self._datasets[key] = dataset
-        self._keys[manifest.manifest_id] = key
-        if not self.columns:
-            self.columns = self._reader(key).columns
-
-    def reader(self, manifest: Manifest) -> RowReader:
-        self.bind(manifest)
-        return self._reader(self._keys[manifest.manifest_id])
-
-    def _reader(self, key: Any) -> RowReader:
-        if self._open is None or self._open[0] != key:
-            self.close()
-            reader = RowReader(self._datasets[key], self._columns, cache_bytes=self._cache_bytes)
-            self._open = (key, reader)
-        return self._open[1]
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+    return LiveLine()
 
 
 def _check_columns(columns: Any) -> None:
@@ -340,39 +306,3 @@ def _check_columns(columns: Any) -> None:
             "The 'columns' parameter must be a list of different column names. "
             f"Got {columns!r} instead."
         )
-
-
-def _weights(micro_batch: MicroBatch, share: Share) -> torch.Tensor:
-    rows = share.stop - share.start
-    if share.pad:
-        return torch.zeros(rows)
-    if micro_batch.weights is None:
-        return torch.ones(rows)
-    return torch.from_numpy(micro_batch.weights[share.start : share.stop].copy())
-
-
-def _seeds(piece: Piece) -> np.ndarray[Any, np.dtype[np.int64]]:
-    micro_batch, share, epoch = piece.micro_batch, piece.share, piece.record.epoch
-    rows = micro_batch.rows[share.start : share.stop]
-    if piece.record.coverage != "with_replacement":
-        return row_seeds(piece.manifest.seed, epoch, rows)
-    return occurrence_seeds(
-        piece.manifest.seed,
-        epoch,
-        rows,
-        step=micro_batch.step,
-        micro=micro_batch.micro,
-        first_position=share.start,
-    )
-
-
-def _side(name: str, kind: str, piece: Piece) -> Any:
-    """Return one side column of the rows taken, as memory of our own."""
-    value, share = piece.micro_batch.side[name], piece.share
-    if kind == "batch":
-        return value.item()
-    if isinstance(value, Ragged):
-        part = value.slice(share.start, share.stop)
-        return Ragged(part.offsets.copy(), part.values.copy())
-    rows = piece.micro_batch.rows[share.start : share.stop]
-    return host_tensor(value[share.start : share.stop], rows, name)

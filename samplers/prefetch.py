@@ -1,5 +1,8 @@
 """A background thread that prepares a bounded number of items ahead.
 
+Handing an item over wakes a thread, which costs more than a small batch does; so what is handed
+over may be many batches, and each item says how many it counts for.
+
 The thread runs a generator; the caller takes its items in order. Nothing is left behind: when the
 caller closes the iterator, drops it, reads it to its end, or is interrupted, the thread is told to
 stop and joined. An error in the thread is raised in the caller, after the items before it, with
@@ -14,7 +17,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["Prefetched"]
@@ -26,11 +29,17 @@ class _Shared(Generic[T]):
     """What the thread and the caller share."""
 
     def __init__(
-        self, source: Generator[T, None, None], depth: int, stopped: threading.Event
+        self,
+        source: Generator[T, None, None],
+        depth: int,
+        stopped: threading.Event,
+        weigh: Callable[[T], int],
     ) -> None:
         self._source = source
         self._depth = depth
         self._stopped = stopped
+        self._weigh = weigh
+        self._ready = 0
         self._items: deque[T] = deque()
         # Re-entrant, because the garbage collector may close an iterator wherever it runs.
         self._changed = threading.Condition(threading.RLock())
@@ -49,6 +58,7 @@ class _Shared(Generic[T]):
                     if self._stopped.is_set():
                         break
                     self._items.append(item)
+                    self._ready += self._weigh(item)
                     self._changed.notify_all()
         except BaseException as error:  # whatever it is, the caller gets it
             self._error = error
@@ -61,7 +71,7 @@ class _Shared(Generic[T]):
     def _room(self) -> bool:
         """Wait for room; False when told to stop."""
         with self._changed:
-            while len(self._items) >= self._depth and not self._stopped.is_set():
+            while self._ready >= self._depth and not self._stopped.is_set():
                 self._changed.wait()
             return not self._stopped.is_set()
 
@@ -70,8 +80,10 @@ class _Shared(Generic[T]):
             while not self._items and not self._ended:
                 self._changed.wait()
             if self._items:
+                item = self._items.popleft()
+                self._ready -= self._weigh(item)
                 self._changed.notify_all()
-                return self._items.popleft()
+                return item
             error, self._error = self._error, None
         if error is not None:
             raise error
@@ -88,21 +100,27 @@ class _Shared(Generic[T]):
 
 
 class Prefetched(Iterator[T]):
-    """The items of a generator, `depth` of them prepared ahead.
+    """The items of a generator, prepared ahead.
 
     Parameters
     ----------
     source : generator
     depth : int
-        At least 1.
+        At least 1. While the items that are ready count for less, another one is prepared.
     stopped : threading.Event
         Set when the iterator is closed; a source that waits should wait for it too.
+    weigh : callable, optional
+        What an item counts for. None: 1.
     """
 
     def __init__(
-        self, source: Generator[T, None, None], depth: int, stopped: threading.Event
+        self,
+        source: Generator[T, None, None],
+        depth: int,
+        stopped: threading.Event,
+        weigh: Callable[[T], int] | None = None,
     ) -> None:
-        self._shared = _Shared(source, depth, stopped)
+        self._shared = _Shared(source, depth, stopped, weigh or _one)
         self._shared.thread.start()
         self._finalizer = weakref.finalize(self, self._shared.close)
 
@@ -116,3 +134,7 @@ class Prefetched(Iterator[T]):
     def close(self) -> None:
         """Stop the thread and wait for it; again is fine."""
         self._finalizer()
+
+
+def _one(_: object) -> int:
+    return 1

@@ -12,10 +12,11 @@ last micro-batch (``micro``) with weight 0. A pad counts nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch.distributed
 
 from ..dataplane.epochs import EpochRecord
@@ -23,29 +24,31 @@ from ..dataplane.errors import ParameterError, WorldSizeError
 from ..dataplane.plan import Unit
 from .checks import require_int, require_one_of
 
-__all__ = ["OnUneven", "Ranks", "Share", "check_world", "resolve_ranks", "share_step"]
+__all__ = ["OnUneven", "Ranks", "Shares", "check_world", "resolve_ranks", "share_steps"]
+
+I64 = npt.NDArray[np.int64]
 
 OnUneven = Literal["error", "pad"]
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one rank takes of one step in one go: rows of one of the step's micro-batches.
+class Shares:
+    """What one rank takes of some whole steps, in order: one entry a batch.
 
     Attributes
     ----------
-    micro : int
-        Index of the micro-batch in the step.
-    start, stop : int
-        Rows ``start`` to ``stop`` of it; never none.
-    pad : bool
+    micro_batch : int64, shape (b,)
+        Index of the micro-batch that the batch is taken of.
+    start, stop : int64, shape (b,)
+        Rows ``start`` to ``stop`` of that micro-batch; never none.
+    pad : bool, shape (b,)
         A copy with weight 0, that counts nowhere.
     """
 
-    micro: int
-    start: int
-    stop: int
-    pad: bool = False
+    micro_batch: I64
+    start: I64
+    stop: I64
+    pad: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -96,32 +99,31 @@ def check_world(record: EpochRecord, unit: Unit, ranks: Ranks) -> None:
         )
 
 
-def share_step(unit: Unit, sizes: Sequence[int], rank: int, world_size: int) -> list[Share]:
-    """Return what a rank takes of a step, in order.
+def share_steps(unit: Unit, sizes: I64, steps: I64, rank: int, world_size: int) -> Shares:
+    """Return what a rank takes of some whole steps.
 
     Parameters
     ----------
     unit : {'sliceable', 'micro'}
-    sizes : sequence of int
-        Rows of each of the step's micro-batches.
+    sizes : int64, shape (m,)
+        Rows of each micro-batch.
+    steps : int64, shape (s + 1,)
+        Step k holds the micro-batches ``steps[k]`` to ``steps[k + 1]``.
     rank, world_size : int
     """
     if unit == "sliceable":
-        return [_slice(i, n, rank, world_size) for i, n in enumerate(sizes)]
-    last = len(sizes) - 1
-    mine = range(
-        rank, rank + world_size * batches_in_step(unit, len(sizes), world_size), world_size
-    )
-    return [Share(min(i, last), 0, sizes[min(i, last)], pad=i > last) for i in mine]
+        start, stop = rank * sizes // world_size, (rank + 1) * sizes // world_size
+        pad = start == stop  # start < sizes, since rank < world_size
+        return Shares(np.arange(len(sizes)), start, stop + pad, pad)
+    held = np.diff(steps)
+    taken = -(-held // world_size)
+    ends = np.cumsum(taken)
+    inside = np.arange(ends[-1]) - np.repeat(ends - taken, taken)
+    wanted, last = rank + world_size * inside, np.repeat(held - 1, taken)
+    micro_batch = np.repeat(steps[:-1], taken) + np.minimum(wanted, last)
+    return Shares(micro_batch, np.zeros_like(wanted), sizes[micro_batch], wanted > last)
 
 
 def batches_in_step(unit: Unit, micro_batches: int, world_size: int) -> int:
     """Return how many batches each rank gets in a step."""
     return micro_batches if unit == "sliceable" else -(-micro_batches // world_size)
-
-
-def _slice(micro: int, rows: int, rank: int, world_size: int) -> Share:
-    start, stop = rank * rows // world_size, (rank + 1) * rows // world_size
-    if start == stop:  # start < rows, since rank < world_size
-        return Share(micro, start, start + 1, pad=True)
-    return Share(micro, start, stop)

@@ -19,23 +19,22 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..dataplane.epochs import Epoch, EpochRecord
+from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import ParameterError, ResumeMismatchError
 from ..dataplane.lineage import state_id
 from ..dataplane.manifest import Manifest
-from ..dataplane.plan import MicroBatch
 from ..dataplane.series import Plan, Series, open_plan
 from .checks import require_int, require_one_of
-from .ranks import Ranks, Share, batches_in_step, check_world, share_step
+from .pieces import Pieces, deal, whole_steps
+from .ranks import Ranks, batches_in_step, check_world
 from .state import LoaderState, check_state, rows_before
 
-__all__ = ["Epochs", "Piece", "PlanLike", "PlanWalk", "Start", "steps_from"]
+__all__ = ["Cursor", "Epochs", "PlanLike", "PlanWalk"]
 
 PlanLike: TypeAlias = "str | os.PathLike[str] | Plan"
 Epochs: TypeAlias = "int | Iterable[int] | None"
@@ -43,51 +42,25 @@ Epochs: TypeAlias = "int | Iterable[int] | None"
 _log = logging.getLogger("batchloom")
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where an iteration begins: its epochs, and the place in the first of them."""
+class Cursor:
+    """One iteration: its epochs, where it begins in the first of them, and where it stands.
 
-    epochs: tuple[int, ...]
-    next_step: int = 0
-    samples_seen: int = 0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One batch of one rank, before its rows are read.
-
-    Attributes
-    ----------
-    manifest, record
-        The plan and epoch that it is of.
-    micro_batch : MicroBatch
-        Whole, of which `share` is taken.
-    step_rows, step_weight
-        Of the whole step over all ranks.
-    state : LoaderState
-        Where the walk stands once this batch is delivered.
+    Whoever hands out a batch sets `pieces` and `index` to it; the state is made of them when it is
+    asked for.
     """
 
-    manifest: Manifest
-    record: EpochRecord
-    micro_batch: MicroBatch
-    share: Share
-    step_rows: int
-    step_weight: float
-    state: LoaderState
+    __slots__ = ("epochs", "index", "next_step", "pieces", "samples_seen")
 
+    def __init__(self, epochs: tuple[int, ...], next_step: int = 0, samples_seen: int = 0) -> None:
+        self.epochs = epochs
+        self.next_step = next_step
+        self.samples_seen = samples_seen
+        self.pieces: Pieces | None = None
+        self.index = 0
 
-def steps_from(epoch: Epoch, step: int) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each step, from the first step at or after `step`."""
-    gathered: list[MicroBatch] = []
-    for index in range(epoch.find_step(step), len(epoch)):
-        micro_batch = epoch[index]
-        if gathered and micro_batch.step != gathered[0].step:
-            yield gathered
-            gathered = []
-        gathered.append(micro_batch)
-    if gathered:
-        yield gathered
+    def state(self) -> LoaderState | None:
+        """Return where the caller stands; None before the first batch."""
+        return None if self.pieces is None else self.pieces.state(self.index)
 
 
 class PlanWalk:
@@ -136,10 +109,10 @@ class PlanWalk:
         self._counts: dict[tuple[str, int], int] = {}
         self._given = _given_epochs(epochs, self.plan)
         self._only: int | None = None  # set by set_epoch
-        self._start: Start | None = None  # of the newest iteration
+        self._cursor: Cursor | None = None  # of the newest iteration
         self._loaded: LoaderState | None = None  # where the next iteration resumes
-        self._delivered: LoaderState | None = None
-        self._last: LoaderState | None = None  # as _delivered, but never forgotten
+        self._resumed: LoaderState | None = None  # where the newest iteration did
+        self._last: LoaderState | None = None  # where the caller stood, never forgotten
         if follow:
             _check_follow(self.plan, epochs)
         self.members()
@@ -172,44 +145,48 @@ class PlanWalk:
 
     # --- iterations -------------------------------------------------------------------------------
 
-    def begin(self) -> Start:
+    def begin(self) -> Cursor:
         """Begin an iteration: at the loaded state, else at the first step of the first epoch."""
         self._refresh()
+        self._last = self._stands() or self._last
         epochs = self.epochs if self._only is None else (self._only,)
         loaded, self._loaded = self._loaded, None
-        self._delivered = loaded
-        self._start = Start(epochs)
+        self._resumed = loaded
+        self._cursor = Cursor(epochs)
         if loaded is not None:
             rest = epochs[epochs.index(loaded.epoch) :]
-            self._start = Start(rest, loaded.next_step, loaded.samples_seen)
-        return self._start
+            self._cursor = Cursor(rest, loaded.next_step, loaded.samples_seen)
+        return self._cursor
 
-    def pieces(self, start: Start, stopped: threading.Event) -> Iterator[Piece]:
-        """Yield this rank's batches; `stopped` ends a wait for members to come."""
-        for number in start.epochs:
+    def windows(
+        self,
+        cursor: Cursor,
+        size: Callable[[Manifest, EpochRecord], int],
+        stopped: threading.Event,
+    ) -> Iterator[Pieces]:
+        """Yield this rank's batches, so many at a time; fewer where an epoch or a run ends.
+
+        Parameters
+        ----------
+        cursor : Cursor
+        size : callable
+            Of a manifest and an epoch: batches a window.
+        stopped : threading.Event
+            Ends a wait for members to come.
+        """
+        next_step, samples_seen = cursor.next_step, cursor.samples_seen
+        for number in cursor.epochs:
             if not self._wait_for(number, stopped):
                 return
             manifest = self.manifest(number)
-            yield from self._epoch_pieces(manifest, number, start)
-            start = replace(start, next_step=0, samples_seen=0)
-
-    def _epoch_pieces(self, manifest: Manifest, number: int, start: Start) -> Iterator[Piece]:
-        epoch, ranks = manifest.epoch(number), self.ranks
-        state = LoaderState(state_id(manifest), number, start.next_step, start.samples_seen)
-        for step in steps_from(epoch, start.next_step):
-            rows = sum(len(m.rows) for m in step)
-            weight = sum(_weight_of(m) for m in step)
-            sizes = [len(m.rows) for m in step]
-            shares = share_step(manifest.unit, sizes, ranks.rank, ranks.world_size)
-            # The step counts as delivered with this rank's last batch of it.
-            inside = replace(state, next_step=step[0].step)
-            state = replace(
-                state, next_step=step[0].step + 1, samples_seen=state.samples_seen + rows
-            )
-            for share in shares:
-                after = state if share is shares[-1] else inside
-                micro_batch = step[share.micro]
-                yield Piece(manifest, epoch.record, micro_batch, share, rows, weight, after)
+            epoch = manifest.epoch(number)
+            count = size(manifest, epoch.record)
+            for steps in whole_steps(epoch, epoch.find_step(next_step), count):
+                pieces = deal(manifest, epoch.record, steps, self.ranks, samples_seen)
+                samples_seen += len(steps.rows)
+                for first in range(0, len(pieces), count):
+                    yield pieces.part(first, first + count)
+            next_step = samples_seen = 0
 
     def _wait_for(self, epoch: int, stopped: threading.Event) -> bool:
         """Wait for the member that holds an epoch; False when told to stop."""
@@ -257,10 +234,9 @@ class PlanWalk:
 
     # --- state ------------------------------------------------------------------------------------
 
-    def deliver(self, start: Start, state: LoaderState) -> None:
-        """Note that a batch of the iteration begun at `start` was handed to the caller."""
-        if start is self._start:  # else an older iteration goes on; the state is not its own
-            self._delivered = self._last = state
+    def _stands(self) -> LoaderState | None:
+        """Where the newest iteration stands, where that is known."""
+        return self._resumed if self._cursor is None else self._cursor.state() or self._resumed
 
     def set_epoch(self, epoch: int) -> None:
         """Let iterations cover one epoch, from its start unless the loaded state stands in it."""
@@ -275,11 +251,14 @@ class PlanWalk:
         if self._loaded is not None and self._loaded.epoch != epoch:
             self._loaded = None
         if self._loaded is None:
-            self._delivered = None
+            self._last = self._stands() or self._last
+            self._resumed = None
+            if self._cursor is not None:
+                self._cursor.pieces = None  # until it hands out another batch
 
     def state(self) -> LoaderState:
         """Return where the caller stands: after the last whole step that was delivered."""
-        known = self._loaded or self._delivered
+        known = self._loaded or self._stands()
         if known is not None:
             return known
         first = self.epochs[0] if self._only is None else self._only
@@ -319,14 +298,8 @@ class PlanWalk:
                 f"The loader state stands in epoch {state.epoch}: expected one of those chosen, "
                 f"{', '.join(map(str, self.epochs))}. Name it in epochs=…"
             )
-        self._only, self._start = None, None
-        self._loaded, self._delivered, self._last = state, None, state
-
-
-def _weight_of(micro_batch: MicroBatch) -> float:
-    if micro_batch.weights is None:
-        return float(len(micro_batch.rows))
-    return float(micro_batch.weights.sum(dtype=np.float64))
+        self._only = self._cursor = self._resumed = None
+        self._loaded = self._last = state
 
 
 def _given_epochs(epochs: Epochs, plan: Plan) -> tuple[int, ...] | None:

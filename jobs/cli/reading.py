@@ -31,7 +31,7 @@ def inspect(
     batchloom inspect plan/ --epoch 0 --step 3
     """
     from ...dataplane.series import open_plan
-    from ..inspect import describe_manifest, describe_step
+    from ..inspecting import describe_manifest, describe_step
 
     opened = open_plan(manifest, storage_options=opt.parse_storage_options(storage_options))
     if step is not None:
@@ -270,7 +270,7 @@ def diff(
     \b
     batchloom diff plan/ plan2/
     """
-    from ..diff import diff as diff_manifests
+    from ..diffing import diff as diff_manifests
 
     found = diff_manifests(a, b, storage_options=opt.parse_storage_options(storage_options))
     if as_json:

@@ -90,6 +90,11 @@ def fingerprints(batches: Iterable[Any]) -> list[str]:
     return [fingerprint(b) for b in batches]
 
 
+def digest(texts: Iterable[str]) -> str:
+    """Return one digest of many, and of their order."""
+    return hashlib.sha256(" ".join(texts).encode()).hexdigest()
+
+
 def json_round_trip(state: Any) -> Any:
     return json.loads(json.dumps(state))
 

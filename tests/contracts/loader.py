@@ -35,7 +35,8 @@ whole_table = cache(awkward_table)
 class LoaderContract:
     """Every loader of batches with their data.
 
-    ``make(plan, data, **options)`` takes columns, epochs, rank, world_size, prefetch, on_uneven.
+    ``make(plan, data, **options)`` takes columns, epochs, rank, world_size, window, prefetch,
+    on_uneven.
     """
 
     def make(self, plan: Any, data: Any, **options: Any) -> Any:
@@ -96,17 +97,26 @@ class LoaderContract:
 
     # Case 2: resuming is as if nothing had happened.
 
-    @pytest.mark.parametrize(("prefetch", "columns"), [(0, ["x"]), (1, []), (8, [])])
+    @pytest.mark.parametrize(
+        ("window", "prefetch", "columns"),
+        [(1, 0, ["x"]), (5, 1, []), (16, 8, []), (16, 0, []), (5, 8, []), (None, None, ["text"])],
+    )
     def test_resume_at_every_step(
-        self, data: Path, tmp_path: Path, prefetch: int, columns: list[str]
+        self,
+        data: Path,
+        tmp_path: Path,
+        window: int | None,
+        prefetch: int | None,
+        columns: list[str],
     ) -> None:
         plan = shuffled(micro_per_step=4, weighted=True)  # 40 steps
         write_plan(tmp_path / "plan", data, {0: plan}, weight_semantics="importance")
 
         def make() -> Any:
-            return self.make(tmp_path / "plan", data, columns=columns, prefetch=prefetch)
+            options = {"columns": columns, "window": window, "prefetch": prefetch}
+            return self.make(tmp_path / "plan", data, **options)
 
-        expected = fingerprints(make())
+        expected = fingerprints(self.make(tmp_path / "plan", data, columns=columns))
         ends = np.append(np.flatnonzero(plan.micro == 0)[1:], len(plan)).tolist()
         states = {}
         for index, _ in enumerate(loader := make(), start=1):
@@ -126,15 +136,18 @@ class LoaderContract:
             lambda: self.make(tmp_path / "plan", data, columns=["x", "text"], prefetch=0)
         )
         assert_resumes_everywhere(
-            lambda: self.make(tmp_path / "plan", data, columns=["color"], epochs=[5, 2])
+            lambda: self.make(tmp_path / "plan", data, columns=["color"], epochs=[5, 2], window=5)
         )
 
-    @pytest.mark.parametrize("prefetch", [0, 3])
-    def test_resume_twice_in_one_epoch(self, data: Path, tmp_path: Path, prefetch: int) -> None:
+    @pytest.mark.parametrize(("prefetch", "window"), [(0, 1), (3, 16), (8, 5)])
+    def test_resume_twice_in_one_epoch(
+        self, data: Path, tmp_path: Path, prefetch: int, window: int
+    ) -> None:
         write_plan(tmp_path / "plan", data, {0: shuffled(), 1: shuffled(1)})
 
         def make() -> Any:
-            return self.make(tmp_path / "plan", data, columns=["y"], prefetch=prefetch)
+            options = {"prefetch": prefetch, "window": window}
+            return self.make(tmp_path / "plan", data, columns=["y"], **options)
 
         expected, got, state = fingerprints(make()), [], None
         for stop in (29, 61, 10_000):
@@ -173,13 +186,17 @@ class LoaderContract:
 
     # Case 3: another world size goes on where the first one stopped.
 
-    def test_world_size_changes_within_an_epoch(self, data: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("window", "prefetch"), [(1, 1), (16, 0), (5, 8)])
+    def test_world_size_changes_within_an_epoch(
+        self, data: Path, tmp_path: Path, window: int, prefetch: int
+    ) -> None:
         plan = shuffled(micro_per_step=4, weighted=True)
         manifest = write_plan(tmp_path / "plan", data, {0: plan}, weight_semantics="importance")
         got, state = [], None
         for world, until in [(4, 13), (2, 27), (8, 10_000)]:
             states = []
-            for loader in self.ranks(world, tmp_path / "plan", data, columns=["row"]):
+            options = {"columns": ["row"], "window": window, "prefetch": prefetch}
+            for loader in self.ranks(world, tmp_path / "plan", data, **options):
                 if state is not None:
                     loader.load_state_dict(json_round_trip(state))
                 for batch in loader:

@@ -17,6 +17,7 @@ from batchloom.dataplane.errors import (
 from batchloom.dataplane.part_reader import PartReader
 from batchloom.samplers import ManifestLoader
 from batchloom.tests.contracts.batches import (
+    digest,
     drain,
     fingerprints,
     json_round_trip,
@@ -168,37 +169,68 @@ def test_resuming_needs_neither_rows_nor_blocks_before_it(data, tmp_path, monkey
     assert set(touched) <= {29, 30, 31}
 
 
-def test_resume_in_fresh_processes(data, tmp_path):
+RESUME = """if True:
+    import json, logging, sys
+    from batchloom.samplers import ManifestLoader
+    from batchloom.tests.contracts.batches import digest, fingerprint, fingerprints
+
+    logging.getLogger("batchloom").setLevel("ERROR")  # of course this loop waits
+
+    plan, data, states, options = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+    loader = ManifestLoader(plan, data, columns=["x", "text", "color"], **options)
+    out = []
+    for state in states:
+        loader.load_state_dict(state)
+        rest = fingerprints(loader)
+        twice = []  # a part of the rest, saved, and the rest of the rest
+        loader.load_state_dict(state)
+        for batch in loader:
+            twice.append(fingerprint(batch))
+            if batch.step >= (state["next_step"] + 40) // 2 and batch.micro == 3:
+                break
+        again = ManifestLoader(plan, data, columns=["x", "text", "color"], **options)
+        again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        twice += fingerprints(again)
+        out.append([digest(rest), digest(twice), again.state_dict()])
+    print(json.dumps(out))
+    left_open = iter(loader)
+    next(left_open)
+"""
+
+
+def test_resume_at_every_step_in_fresh_processes(data, tmp_path):
     """They also leave an iteration open when they end, which must neither hang nor complain."""
-    plan = shuffled(micro_per_step=4, weighted=True)
+    plan = shuffled(rows=2560 - 41, batch=16, micro_per_step=4, weighted=True)  # 40 steps
     write_plan(tmp_path / "plan", data, {0: plan}, weight_semantics="importance")
-    script = """if True:
-        import json, sys
-        from batchloom.samplers import ManifestLoader
-        from batchloom.tests.contracts.batches import fingerprints
-        plan, data, state = sys.argv[1:]
-        loader = ManifestLoader(plan, data, columns=["x", "text", "color"], prefetch=3)
-        loader.load_state_dict(json.loads(state))
-        print(json.dumps([fingerprints(loader), loader.state_dict()]))
-        left_open = iter(loader)
-        next(left_open)
-    """
-    loader = ManifestLoader(tmp_path / "plan", data, columns=["x", "text", "color"])
-    states, expected = {}, []
+    columns = ["x", "text", "color"]
+    loader = ManifestLoader(tmp_path / "plan", data, columns=columns)
+    states, expected = {0: loader.state_dict()}, []
     for index, batch in enumerate(loader, start=1):
         expected += fingerprints([batch])
-        if index in (80, 157):
-            states[index] = json.dumps(loader.state_dict())
-    running = {
-        index: subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "plan"), str(data), state],
+        if index % 4 == 0 or index == len(plan):
+            states[index] = loader.state_dict()
+    assert len(states) == 41
+    options, taken = [(1, 0), (5, 1), (16, 8)], list(states.items())
+    running = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                RESUME,
+                str(tmp_path / "plan"),
+                str(data),
+                json.dumps([state for _, state in taken[number::3]]),
+                json.dumps({"window": window, "prefetch": prefetch}),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONHASHSEED": "1"},
+            env={**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"},
         )
-        for index, state in states.items()
-    }
-    for index, process in running.items():
+        for number, (window, prefetch) in enumerate(options)
+    ]
+    for number, process in enumerate(running):
         out, complaints = process.communicate(timeout=120)
         assert (process.returncode, complaints) == (0, b"")
-        assert json.loads(out) == [expected[index:], loader.state_dict()]
+        for (index, _), found in zip(taken[number::3], json.loads(out), strict=True):
+            rest = digest(expected[index:])
+            assert found == [rest, rest, loader.state_dict()]

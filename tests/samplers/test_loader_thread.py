@@ -48,7 +48,7 @@ def test_in_line_prepares_nothing_ahead(plan, data):
 
 @pytest.mark.parametrize("how", ["close", "drop", "loader", "end", "break"])
 def test_thread_ends_with_the_iteration(plan, data, how):
-    loader = ManifestLoader(plan, data, columns=[])
+    loader = ManifestLoader(plan, data, columns=[], prefetch=2)
     iterator = iter(loader)
     next(iterator)
     assert len(prefetch_threads()) == 1
@@ -97,7 +97,7 @@ def test_interrupt_while_waiting_for_a_batch_ends_the_thread(plan, data):
         go.set()  # the thread is joined once its batch is done
 
     threading.Thread(target=interrupt, daemon=True).start()
-    loader, seen = ManifestLoader(plan, data, columns=[], transform=slow), []
+    loader, seen = ManifestLoader(plan, data, columns=[], transform=slow, prefetch=2), []
     with pytest.raises(KeyboardInterrupt):
         take(loader, seen)
     assert prefetch_threads() == []

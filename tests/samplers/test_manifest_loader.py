@@ -21,7 +21,7 @@ from batchloom.dataplane.errors import (
     MissingColumnError,
     ParameterError,
 )
-from batchloom.samplers import Batch, ManifestLoader
+from batchloom.samplers import ManifestLoader
 from batchloom.tests.contracts.awkward import awkward_table, write_fragment
 from batchloom.tests.contracts.batches import (
     drain,
@@ -72,7 +72,7 @@ def test_batch_moves_with_all_its_tensors(data, tmp_path):
     assert {t.device.type for t in tensors} == {"meta"}
     assert isinstance(batch["text"], pa.Array)
     assert batch.side["pad_to"] == 7
-    padded = Batch(**{**vars(batch), "pad": torch.tensor([True, False])})
+    padded = batch.replace(pad=torch.tensor([True, False]))
     assert padded.to("meta").pad.device.type == "meta"
 
 

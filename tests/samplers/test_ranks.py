@@ -1,10 +1,12 @@
 import itertools
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch.distributed
 from batchloom.dataplane.epochs import EpochRecord
 from batchloom.dataplane.errors import ParameterError, WorldSizeError
-from batchloom.samplers.ranks import Ranks, Share, check_world, resolve_ranks, share_step
+from batchloom.samplers.ranks import Ranks, check_world, resolve_ranks, share_steps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +32,34 @@ def record(**changes):
     return EpochRecord(**{**values, **changes})
 
 
+class Share(NamedTuple):
+    """What a rank takes of one micro-batch of a step."""
+
+    micro: int
+    start: int
+    stop: int
+    pad: bool = False
+
+
+def share_step(unit, sizes, rank, world):
+    """Return what a rank takes of one step."""
+    (shares,) = share_several(unit, [sizes], rank, world)
+    return shares
+
+
+def share_several(unit, steps, rank, world):
+    """Return what a rank takes of each of several steps, dealt together."""
+    bounds = np.cumsum([0, *map(len, steps)])
+    sizes = np.array(list(itertools.chain.from_iterable(steps)))
+    shares = share_steps(unit, sizes, bounds, rank, world)
+    dealt = [[] for _ in steps]
+    columns = (shares.micro_batch, shares.start, shares.stop, shares.pad)
+    for index, start, stop, pad in zip(*(c.tolist() for c in columns), strict=True):
+        step = int(np.searchsorted(bounds, index, side="right")) - 1
+        dealt[step].append(Share(index - int(bounds[step]), start, stop, pad))
+    return dealt
+
+
 def rows_of(share):
     return [(share.micro, row) for row in range(share.start, share.stop)]
 
@@ -43,6 +73,19 @@ def test_every_row_goes_to_one_rank_and_every_rank_gets_as_many_batches(unit, si
     real = itertools.chain.from_iterable(rows_of(s) for s in every if not s.pad)
     planned = [(micro, row) for micro, n in enumerate(sizes) for row in range(n)]
     assert sorted(real) == planned
+
+
+@given(
+    unit=st.sampled_from(["sliceable", "micro"]),
+    steps=st.lists(sizes, min_size=1, max_size=6),
+    world=worlds,
+    data=st.data(),
+)
+def test_steps_dealt_together_are_dealt_as_one_by_one(unit, steps, world, data):
+    rank = data.draw(st.integers(0, world - 1))
+    assert share_several(unit, steps, rank, world) == [
+        share_step(unit, step, rank, world) for step in steps
+    ]
 
 
 @given(sizes=sizes, world=worlds)

@@ -1,0 +1,166 @@
+"""From pieces of a plan to what the caller gets: gather, collate, transform, move to the device.
+
+Runs wholly in whatever thread pulls at it; `iteration` decides in which.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..dataplane.epochs import EpochRecord
+from ..dataplane.errors import BatchloomError, StorageError
+from ..dataplane.manifest import Manifest
+from ..gpu_access.transfer import Transfer
+from .batch import Batch
+from .buffers import Buffers, first_rows, whole_buffers
+from .collate import Padded, collated
+from .pieces import Pieces
+from .row_source import Sources, row_bytes
+from .stats import Meter
+from .transforms import Run, Transform, apply, as_they_are, in_line, on_threads
+from .walk import Cursor, PlanWalk
+from .window import Window
+from .workers import Workers
+
+__all__ = ["Pipeline"]
+
+_LARGEST_WINDOW = 64  # batches, where none is given
+_LARGEST_MESSAGE = 8  # batches, to a worker process
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a loader makes batches.
+
+    Attributes
+    ----------
+    walk : PlanWalk
+    sources : Sources
+    meter : Meter
+    device, transfer
+        Where batches go, and how.
+    window : int or None
+        Batches gathered at once.
+    collate : mapping of str → Padded or None
+        How ragged columns are made tensors; None: jagged.
+    transform : callable or None
+    threads : int
+        That it runs on; 0: the thread that pulls.
+    workers : Workers or None
+        That it runs in.
+    """
+
+    walk: PlanWalk
+    sources: Sources
+    meter: Meter
+    device: torch.device
+    transfer: Transfer
+    window: int | None
+    collate: Mapping[str, Padded | None]
+    transform: Transform | None
+    threads: int
+    workers: Workers | None
+
+    def runs(
+        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
+    ) -> Generator[Run, None, None]:
+        """Yield what the caller gets, in order of the plan.
+
+        Parameters
+        ----------
+        cursor : Cursor
+            The iteration.
+        buffers : Buffers, optional
+            Memory that may be used again.
+        stopped : threading.Event
+            Set when nobody waits any more.
+        """
+        windows = self._windows(cursor, buffers, stopped)
+        if self.transform is None:
+            yield from as_they_are(map(self._moved, windows))
+            return
+        for run in self._transformed(self.transform, windows, stopped):
+            yield run._replace(results=[self._moved_result(r) for r in run.results])
+
+    def window_size(self, manifest: Manifest, record: EpochRecord) -> int:
+        """Return how many batches of an epoch are gathered at once."""
+        if self.window is not None:
+            return self.window
+        source = self.sources.source(manifest)
+        rows = record.samples / record.micro_batches
+        if manifest.unit == "sliceable":
+            rows = max(1.0, rows / self.walk.ranks.world_size)
+        fitting = source.window_bytes / (rows * row_bytes(source.schema))
+        return max(1, min(int(fitting), _LARGEST_WINDOW))
+
+    def _windows(
+        self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
+    ) -> Iterator[Window]:
+        for pieces in self.walk.windows(cursor, self.window_size, stopped):
+            yield from self._gathered(pieces, buffers)
+
+    def _gathered(self, pieces: Pieces, buffers: Buffers | None) -> Iterator[Window]:
+        begun = time.perf_counter()
+        taken = None if buffers is None else buffers.take(len(pieces.ids))
+        try:
+            out = first_rows(taken, len(pieces.ids))
+            columns = self.sources.source(pieces.manifest).gather(pieces.ids, out)
+            window = Window(pieces, columns)
+            if self.collate:
+                collated(window, self.collate)
+        except StorageError:
+            raise
+        except BatchloomError:
+            if len(pieces) == 1:
+                raise
+            # One of the batches cannot be read: those before it can.
+            for index in range(len(pieces)):
+                yield from self._gathered(pieces.part(index, index + 1), buffers)
+            return
+        if buffers is not None:
+            window.buffers = whole_buffers(columns, taken)
+        self.meter.spent("storage", time.perf_counter() - begun)
+        yield window
+
+    def _transformed(
+        self, transform: Transform, windows: Iterator[Window], stopped: threading.Event
+    ) -> Generator[Run, None, None]:
+        spent = partial(self.meter.spent, "transform")
+        if self.workers is not None:
+            self.workers.start()
+            return on_threads(
+                windows,
+                self.workers.work,
+                spent,
+                stopped,
+                threads=self.workers.count,
+                together=_LARGEST_MESSAGE,
+                abandon=self.workers.close,
+            )
+        if self.threads:
+            work = partial(apply, transform)
+            return on_threads(windows, work, spent, stopped, threads=self.threads)
+        return in_line(windows, transform, spent)
+
+    def _moved(self, window: Window) -> Window:
+        if self.device.type == "cpu":
+            return window
+        begun = time.perf_counter()
+        window.to(self.device, self.transfer)
+        self.meter.spent("transfer", time.perf_counter() - begun)
+        return window
+
+    def _moved_result(self, result: Any) -> Any:
+        if self.device.type == "cpu" or not isinstance(result, Batch):
+            return result
+        begun = time.perf_counter()
+        moved = result.to(self.device, self.transfer)
+        self.meter.spent("transfer", time.perf_counter() - begun)
+        return moved

@@ -1,0 +1,35 @@
+"""Every example runs as it stands, and says what its docstring promises."""
+
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import batchloom
+import pytest
+
+EXAMPLES = Path(batchloom.__file__).parent / "examples"
+
+SAYS = {
+    "plain_torch": ("53 steps, up to epoch 1, step 12", "27 steps", "same weights: True"),
+    "lightning_loop": ("stopped at step 53", "trained to step 80", "same weights: True"),
+    "accelerate_loop": ("53 steps, up to epoch 1, step 12", "27 steps", "same weights: True"),
+    "images": ("400 images", "loss 0."),
+    "tokens": ("50 rows, layout torch.jagged", "of the values would be tokens"),
+}
+NEEDS = {"lightning_loop": "lightning", "accelerate_loop": "accelerate", "images": "PIL"}
+
+
+def test_every_example_is_run_here():
+    assert {p.stem for p in EXAMPLES.glob("*.py")} - {"made_up"} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example(name, tmp_path, monkeypatch, capsys):
+    pytest.importorskip(NEEDS.get(name, "torch"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    for expected in SAYS[name]:
+        assert expected in said

@@ -1,0 +1,209 @@
+"""Read-ahead windows: how many batches are gathered at once changes nothing but the speed."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from batchloom.dataplane import BatchPlan, SideColumn, open_dataset
+from batchloom.dataplane.errors import InvalidValueError, MissingColumnError, ParameterError
+from batchloom.samplers import ManifestLoader, RowSource, SourceStats
+from batchloom.samplers.row_source import DatasetSource, row_bytes
+from batchloom.tests.contracts.awkward import write_fragment
+from batchloom.tests.contracts.batches import (
+    drain,
+    fingerprints,
+    flat,
+    shuffled,
+    write_plan,
+)
+
+
+class Remembering:
+    """A source of rows in memory that notes what it was asked for."""
+
+    window_bytes = 1 << 20
+
+    def __init__(self, columns=("x",)):
+        self.columns = list(columns)
+        self.schema = pa.schema([(c, pa.list_(pa.float32(), 4)) for c in columns])
+        self.asked, self.reused, self.closed = [], 0, 0
+
+    def gather(self, ids, out=None):
+        self.asked.append(len(ids))
+        values = torch.from_numpy(ids.astype(np.float32)).reshape(-1, 1).expand(-1, 4)
+        if out is None:
+            return {c: values.clone() for c in self.columns}
+        self.reused += 1
+        return {c: out[c].copy_(values) for c in self.columns}
+
+    def stats(self):
+        return SourceStats(10 * sum(self.asked), 3, 1)
+
+    def close(self):
+        self.closed += 1
+
+
+def take(loader, seen):
+    for batch in loader:
+        seen.append(batch.step)  # one at a time: it may end in an error
+
+
+def test_what_a_source_is(data):
+    assert isinstance(Remembering(), RowSource)
+    source = DatasetSource(open_dataset(data), ["x"], cache_bytes=1 << 20)
+    assert isinstance(source, RowSource)
+    ids = np.array([7, 3, 7], np.uint64)
+    assert source.gather(ids)["x"].shape == (3, 4)
+    assert source.stats().misses == 1
+    source.gather(ids)
+    assert source.stats().hits == 1
+    assert source.stats().bytes_read > 0
+    source.close()
+    assert source.gather(ids)["x"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("window", [1, 5, 16, None])
+def test_one_gather_a_window(plan, window, world):
+    source = Remembering()
+    loader = ManifestLoader(plan, source, window=window, rank=0, world_size=world)
+    batches = drain(loader)
+    assert loader.columns == ["x"]
+    assert [b["x"][:, 0].tolist() for b in batches] == [b.rows.tolist() for b in batches]
+    rows = 20 if world == 1 else 6
+    if window == 1:
+        assert source.asked == [rows] * 20
+    elif window == 5:
+        assert source.asked == [5 * rows] * 4
+    else:
+        assert source.asked == [10 * rows] * 2  # an epoch's end ends a window
+    loader.close()
+    assert source.closed == 0  # it is the caller's
+
+
+def test_default_window_is_by_bytes(plan, data, awkward_data, tmp_path):
+    source = Remembering(["x", "y"])
+    assert row_bytes(source.schema) == 32
+    source.window_bytes = 32 * 20 * 3 + 1
+    drain(ManifestLoader(plan, source))
+    assert source.asked == [60, 60, 60, 20] * 2
+    source.window_bytes, source.asked = 1, []
+    drain(ManifestLoader(plan, source))
+    assert source.asked == [20] * 20
+    mapped = DatasetSource(open_dataset(data), None, cache_bytes=0)
+    decoded = DatasetSource(open_dataset(awkward_data("parquet")), None, cache_bytes=0)
+    assert mapped.window_bytes < decoded.window_bytes
+
+
+def test_batches_are_views_of_one_memory(plan):
+    first, second = drain(ManifestLoader(plan, Remembering(), window=2, epochs=1))[:2]
+    for name in ("rows", "weights", "seeds"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        assert getattr(first, name) is one
+    assert first["x"].untyped_storage().data_ptr() == second["x"].untyped_storage().data_ptr()
+    first["x"].zero_()
+    assert second["x"].all()
+    kept = second.copy()
+    assert fingerprints([kept]) == fingerprints([second])
+    assert kept["x"].untyped_storage().nbytes() == kept["x"].nbytes
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_buffers_are_used_again(plan, prefetch):
+    source = Remembering()
+    loader = ManifestLoader(plan, source, window=2, prefetch=prefetch, reuse_buffers=True)
+    places = set()
+    for batch in loader:
+        assert batch["x"][:, 0].tolist() == batch.rows.tolist()  # valid until the next one
+        places.add(batch["x"].untyped_storage().data_ptr())
+    assert source.reused >= 10 - 4
+    assert len(places) <= 4  # one with the caller, two ready, one in the making
+    assert source.reused + len(places) == len(source.asked) == 10
+
+
+def test_buffers_that_are_too_small_are_let_go(data, tmp_path):
+    plan = BatchPlan.of([0, 2, 4, 5, 20, 22, 60], np.arange(60))
+    write_plan(tmp_path / "plan", data, {0: plan})
+    source = Remembering()
+    for batch in ManifestLoader(tmp_path / "plan", source, window=1, reuse_buffers=True):
+        assert batch["x"][:, 0].tolist() == batch.rows.tolist()
+    assert 0 < source.reused < 6
+
+
+def test_reuse_is_up_to_the_source(plan, data):
+    options = {"columns": ["x", "text"], "window": 3}
+    loader = ManifestLoader(plan, data, reuse_buffers=True, **options)
+    expected = [b["x"].tolist() for b in ManifestLoader(plan, data, **options)]
+    assert [b["x"].tolist() for b in loader] == expected
+
+
+@pytest.mark.parametrize("window", [1, 4, 50])
+@pytest.mark.parametrize("prefetch", [0, 5])
+def test_batches_before_one_that_cannot_be_read_are_delivered(tmp_path, window, prefetch):
+    table = pa.table({"v": pa.array([k if k != 31 else None for k in range(60)])})
+    write_fragment(table, tmp_path / "data" / "a.parquet", "parquet", chunk=7)
+    write_plan(
+        tmp_path / "plan", tmp_path / "data", {0: BatchPlan.cut(np.arange(60, dtype="u8"), 4)}
+    )
+    loader = ManifestLoader(tmp_path / "plan", tmp_path / "data", window=window, prefetch=prefetch)
+    seen = []
+    with pytest.raises(InvalidValueError, match="null in row 31"):
+        take(loader, seen)
+    assert seen == list(range(7))
+    assert loader.state_dict()["next_step"] == 7
+
+
+def test_side_columns_and_pads_over_a_window(data, tmp_path):
+    side = [SideColumn("tag", "batch", "int32"), SideColumn("score", "row", "float32")]
+    values = {
+        "tag": np.arange(20, dtype=np.int32),
+        "score": np.arange(100, dtype=np.float32),
+    }
+    plan = BatchPlan.of(np.arange(0, 101, 5), np.arange(100), side=values)
+    write_plan(tmp_path / "plan", data, {0: plan}, side=side)
+    for world in (1, 3, 8):
+        found = []
+        for window in (1, 6, None):
+            options = {"window": window, "columns": [], "on_uneven": "pad", "world_size": world}
+            per_rank = [
+                fingerprints(ManifestLoader(tmp_path / "plan", data, rank=r, **options))
+                for r in range(world)
+            ]
+            found.append(per_rank)
+        assert found[0] == found[1] == found[2]
+    padded = ManifestLoader(
+        tmp_path / "plan", data, columns=[], rank=0, world_size=8, on_uneven="pad"
+    )
+    assert [b.side["tag"] for b in padded] == list(range(20))
+    assert all(b.pad.all() and not b.weights.any() for b in padded)
+
+
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_seeds_of_repeated_rows(data, tmp_path, window):
+    rows = np.array([5, 5, 9, 5, 9, 9, 5, 1, 1, 1, 1, 5], np.uint64)
+    write_plan(tmp_path / "plan", data, {0: BatchPlan.cut(rows, 3).folded(2)})
+    alone = drain(ManifestLoader(tmp_path / "plan", data, columns=[], window=1))
+    found = drain(ManifestLoader(tmp_path / "plan", data, columns=[], window=window))
+    assert fingerprints(found) == fingerprints(alone)
+    assert len(set(flat(b.seeds.tolist() for b in found))) == 12
+
+
+def test_columns_that_a_source_lacks(plan, data):
+    with pytest.raises(MissingColumnError):
+        ManifestLoader(plan, data, columns=["nope"])
+    with pytest.raises(ParameterError, match="'window' parameter must be an int in the range"):
+        ManifestLoader(plan, data, window=0)
+
+
+def test_a_window_over_shuffled_steps_is_the_same_for_every_size(awkward_data, tmp_path):
+    plan = shuffled(rows=3000, batch=50, micro_per_step=7, weighted=True)
+    write_plan(
+        tmp_path / "plan", awkward_data("ipc"), {0: plan, 3: plan}, weight_semantics="cluster"
+    )
+    options = {"columns": ["x", "text", "list", "color", "flag"]}
+    made = [
+        fingerprints(ManifestLoader(tmp_path / "plan", awkward_data("ipc"), window=w, **options))
+        for w in (1, 2, 16, 64, None)
+    ]
+    assert all(m == made[0] for m in made)
