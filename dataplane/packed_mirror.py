@@ -223,6 +223,7 @@ class MirrorGuard:
         self._first = mirror.first[self._files]
         base = self._first * PAGE_BYTES + mirror.address
         self._base = base.astype(np.uint64)
+        self.bytes_read = 0
 
     def reading(self) -> Any:
         return self._mirror.reading()
@@ -258,6 +259,7 @@ class MirrorGuard:
     def _pages(self, record: PackedFile, runs: Sequence[tuple[int, int]]) -> Any:
         place = self._mirror.location.join(record.name).path
         buffer = np.frombuffer(mmap.mmap(-1, record.bytes), np.uint8)
+        self.bytes_read += sum(min(b * PAGE_BYTES, record.bytes) - a * PAGE_BYTES for a, b in runs)
         asked = [(place, a * PAGE_BYTES, min(b * PAGE_BYTES, record.bytes)) for a, b in runs]
         found = fetch_ranges(asked, self._mirror.location.options)
         for (start, stop), data in zip(runs, found, strict=True):

@@ -105,10 +105,5 @@ def addresses_of(found: Found, addresses: U64, row_bytes: int) -> U64:
 
 def copy_from(source: U64, row_bytes: int, target: int, threads: int) -> None:
     """Copy rows from their addresses to one address, side by side."""
-    out = np.uint64(target)
-    share(
-        lambda start, stop: kernels.copy_rows(source, row_bytes, out, start, stop),
-        len(source),
-        row_bytes,
-        threads,
-    )
+    copy, out = kernels.row_copier(row_bytes), np.uint64(target)
+    share(lambda start, stop: copy(source, out, start, stop), len(source), row_bytes, threads)
