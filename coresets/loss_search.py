@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..dataplane.compiled import compiled_kernels
 from ..dataplane.errors import ParameterError, SelectionError, examples
 from ..dataplane.plan import Selection
 from ..dataplane.random import keys, keys_up_to
@@ -50,6 +51,9 @@ NonFinite = Literal["fail", "keep"]
 """Rows whose loss is NaN or infinite: an error, or always eligible like rows never scored."""
 
 
+_PART_ROWS = 1 << 15  # of an array, which stay in the processor's cache from step to step
+
+
 @dataclass(frozen=True)
 class LossRows:
     """Some rows and their losses.
@@ -69,6 +73,16 @@ class LossRows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def slice(self, start: int, stop: int) -> LossRows:
+        """Return some of them, by position; views."""
+        scored = None if self.scored is None else self.scored[start:stop]
+        return LossRows(self.ids[start:stop], self.losses[start:stop], scored)
+
+    @cached_property
+    def shares(self) -> dict[KeyShare, Mask]:
+        """Shares of the rows that were drawn already: passes and choice ask for the same."""
+        return {}
 
     @cached_property
     def scored_mask(self) -> Mask:
@@ -162,10 +176,14 @@ class KeyShare:
     among: Among = AllRows()
 
     def mask(self, rows: LossRows) -> Mask:
-        inside = self.among.mask(rows)
-        if self.bound is not None:
-            keys_up_to(self.bound, self.seed, self.stream, self.epoch, rows.ids, inside=inside)
-        return inside
+        if self.bound is None:
+            return self.among.mask(rows)
+        known = rows.shares.get(self)
+        if known is None:
+            known = self.among.mask(rows)
+            keys_up_to(self.bound, self.seed, self.stream, self.epoch, rows.ids, inside=known)
+            rows.shares[self] = known
+        return known.copy()
 
     def keys(self, ids: U64) -> U64:
         return keys(self.seed, self.stream, self.epoch, ids)
@@ -304,11 +322,18 @@ def plan_rows(
 ) -> Selection:
     """Select rows of one array; see `SeTa.plan`."""
     rows = _checked(losses, scored, ids, nonfinite)
+    compiled_kernels(len(rows))  # loaded here where they pay, they count small parts too
     search = method.search(epoch, len(rows))
+    parts = [rows.slice(a, a + _PART_ROWS) for a in range(0, len(rows), _PART_ROWS)]
     while search.next is not None:
-        search.narrow(search.next.count(rows))
+        counts = np.zeros(search.next.shape, np.int64)
+        for part in parts:
+            search.next.count(part, into=counts)
+        search.narrow(counts)
     choice = search.choice
-    kept = np.flatnonzero(choice.keeps(rows))
+    kept = np.concatenate(
+        [np.flatnonzero(choice.keeps(p)) + k * _PART_ROWS for k, p in enumerate(parts)]
+    )
     weights = None
     if choice.weighted:
         mask = rows.scored_mask[kept]

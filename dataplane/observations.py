@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import SignalConflictError
 
-__all__ = ["Observations", "mean_by_row", "winners"]
+__all__ = ["Observations", "mean_by_row", "stable_order", "winners"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -121,6 +121,20 @@ def winners(observed: Observations, signal: str) -> Observations:
             "a step holds a row more than once, pass 'occurrence'."
         )
     return o.take(~again)
+
+
+def stable_order(rows: npt.NDArray[np.uint64]) -> I64:
+    """Return the order that sorts rows, those of one row as they came; int64, shape (n,).
+
+    As ``np.argsort(rows, kind="stable")``, by sorting numbers that hold row and position, which
+    processors do several times as fast.
+    """
+    bits = max(1, int(len(rows) - 1).bit_length())
+    if not len(rows) or int(rows.max()) >> (64 - bits):
+        return np.argsort(rows, kind="stable")
+    packed = (rows << np.uint64(bits)) | np.arange(len(rows), dtype=np.uint64)
+    packed.sort()
+    return (packed & np.uint64((1 << bits) - 1)).view(np.int64)
 
 
 def mean_by_row(observed: Observations) -> tuple[npt.NDArray[np.uint64], F32]:

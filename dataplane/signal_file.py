@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from .columns import as_numpy
 from .errors import DatasetError, MissingFileError, SelectionError, examples, nearest
-from .observations import Observations
+from .observations import Observations, stable_order
 from .rowset import RowSet
 from .signal_parts import part_bytes
 from .signals import SignalStore
@@ -176,7 +176,7 @@ def _write(place: Path, held: list[Observations], number: int) -> None:
     if not len(observed):
         return
     if not (observed.rows[1:] >= observed.rows[:-1]).all():
-        observed = observed.take(np.argsort(observed.rows, kind="stable"))
+        observed = observed.take(stable_order(observed.rows))
     name, data = part_bytes(observed, writer=0, sequence=number)
     with storing("Writing intermediate results", place):
         (place / str(name)).write_bytes(data)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BatchloomError, RowIdError, SelectionError, SignalError, examples
-from .observations import Observations
+from .observations import Observations, stable_order
 from .rowset import RowSet
 from .signal_compaction import put_part
 from .signal_parts import part_bytes
@@ -311,13 +311,19 @@ class SignalWriter:
                 "appended to it, and left out."
             )
         observed = Observations.concat(parts)
-        if len(observed) and all(i.occurrence is None for i in items):
-            observed = _counted(stream, observed)
+        counted = all(i.occurrence is None for i in items)
+        if len(observed) and counted:
+            before, stream.last = stream.last, _last_step(stream.last, observed)
+        observed = observed.take(stable_order(observed.rows))
+        if len(observed) and counted:
+            _count(before, observed)
         inside = self._rows.contains(observed.rows)
+        if inside.all():
+            if len(observed):
+                self._made.append((name, observed))
+            return None
         if inside.any():
             self._made.append((name, observed.take(inside)))
-        if inside.all():
-            return None
         bad = np.unique(observed.rows[~inside])
         return RowIdError(
             f"{len(bad):,} of the rows whose '{name}' was appended are not in the dataset that the "
@@ -327,28 +333,35 @@ class SignalWriter:
 
     def _write_part(self, name: str, observed: Observations) -> None:
         stream = self._streams[name]
-        ordered = observed.take(np.argsort(observed.rows, kind="stable"))
         part, data = part_bytes(
-            ordered, writer=self._writer, sequence=next(stream.sequence), attempt=self._attempt
+            observed, writer=self._writer, sequence=next(stream.sequence), attempt=self._attempt
         )
         put_part(self._folder.join(name), part, data)
 
 
-def _counted(stream: _Stream, observed: Observations) -> Observations:
-    """Say of each observation how often its step held its row before, in earlier parts too."""
-    before, stream.last = stream.last, _last_step(stream.last, observed)
+def _count(before: Observations, observed: Observations) -> None:
+    """Write to observations how often their step had held their row, in an earlier part too.
+
+    Parameters
+    ----------
+    before : Observations
+        Of the last step of the part before.
+    observed : Observations
+        Ascending by row, those of one row as they came.
+    """
+    again = observed.same_row()
+    if len(before):
+        again |= np.isin(observed.rows, before.rows)
+    if not again.any():
+        return
     known = Observations.concat([before, observed]) if len(before) else observed
-    order = np.argsort(known.rows, kind="stable")
-    if not known.take(order).same_row().any():
-        return observed
     order = np.lexsort((known.step, known.epoch, known.rows))
-    again = known.take(order).same_step()
+    same = known.take(order).same_step()
     place = np.arange(len(known))
-    first = np.maximum.accumulate(np.where(again, 0, place))
+    first = np.maximum.accumulate(np.where(same, 0, place))
     nth = np.empty(len(known), np.uint16)
     nth[order] = place - first
     observed.occurrence[:] = nth[len(before) :]
-    return observed
 
 
 def _last_step(before: Observations, observed: Observations) -> Observations:

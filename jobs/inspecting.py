@@ -29,6 +29,7 @@ def describe_manifest(manifest: Manifest) -> dict[str, Any]:
         "weight_semantics": manifest.weight_semantics,
         "side_columns": manifest.identity["side_columns"],
         "parent": manifest.parent,
+        "signals": manifest.identity["signals"],
         "epochs": [manifest.records[e].to_json() for e in manifest.epochs],
         "bytes": manifest.bytes,
         "created_by": manifest.provenance["created_by"],

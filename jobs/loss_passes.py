@@ -15,6 +15,7 @@ import numpy as np
 from ..coresets.loss_search import Choice as RowChoice
 from ..coresets.loss_search import LossRows, LossSelector
 from ..dataplane.bitmap import Bitmap
+from ..dataplane.compiled import compiled_kernels
 from ..dataplane.row_column import CHUNK_ROWS
 from .context import JobContext
 from .losses import Losses, id_runs, run_tasks
@@ -100,6 +101,7 @@ def _pieces(losses: Losses) -> Iterator[Piece]:
 
 def count_rows(task: CountTask, wanted: Any, rows_file: str | None) -> Packed:
     """Count a task's rows for a pass, or those of them in a file of bits; runs on workers."""
+    compiled_kernels(task.rows)  # loaded here where they pay, they count small pieces too
     chosen = None if rows_file is None else Bitmap(np.load(rows_file, mmap_mode="r"))
     counts = np.zeros(wanted.shape, np.int64)
     for piece in task.pieces:

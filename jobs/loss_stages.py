@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from ..coresets.loss_search import LossSelector, NonFinite
+from ..coresets.loss_search import LossRows, LossSelector, NonFinite
+from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
 from ..dataplane.parameters import parameters, resolved
-from ..dataplane.rowset import RowSet
 from .context import JobContext
 from .loss_passes import search_rows
 from .losses import Losses, column_losses, signal_losses
@@ -133,30 +135,48 @@ class LossSelect(SelectStage):
             losses = job.losses[self.losses_key]
             losses.check(state.rows, self.nonfinite)
         choice = search_rows(job, state, losses, self.selector(job.seed), epoch)
-        kept = state.rows.filter(lambda ids, _: choice.keeps(losses.of(ids)))
+        compiled_kernels(len(state.rows))  # loaded here where they pay: chunks are small
+        measured = _Measured()
+
+        def keeps(ids: npt.NDArray[np.uint64], _: slice) -> npt.NDArray[np.bool_]:
+            rows = losses.of(ids)
+            inside = choice.keeps(rows)
+            measured.add(rows, inside)
+            return inside
+
+        kept = state.rows.filter(keeps)
         weights = None
         if choice.weighted:
             weights = job.column(choice.weights(losses.of(ids)) for ids in kept.chunks())
         report = {**choice.report, "selected": len(kept)}
         if isinstance(self, LossInput):
-            report |= _measured(losses, kept)
+            report |= measured.report
         if weights is not None:
             report["weight_sum"] = float(sum(w.sum(dtype="f8") for w in weights.chunks()))
         job.reports.setdefault(self.method, {"epochs": {}})["epochs"][str(epoch)] = report
         return Choice(kept, weights)
 
 
-def _measured(losses: Losses, kept: RowSet) -> dict[str, Any]:
-    """Return what is told of the rows that were selected."""
-    scored, total = 0, 0.0
-    for ids in kept.chunks():
-        rows = losses.of(ids)
-        scored += int(rows.scored_mask.sum())
-        total += float(rows.losses[rows.scored_mask].sum(dtype="f8"))
-    return {
-        "selected_never_scored": len(kept) - scored,
-        "selected_mean_loss": total / scored if scored else None,
-    }
+class _Measured:
+    """What is told of the rows that are selected."""
+
+    def __init__(self) -> None:
+        self._rows = self._scored = 0
+        self._sum = 0.0
+
+    def add(self, rows: LossRows, inside: npt.NDArray[np.bool_]) -> None:
+        found = rows.losses[inside & rows.scored_mask]
+        self._rows += int(np.count_nonzero(inside))
+        self._scored += len(found)
+        self._sum += float(found.sum(dtype="f8"))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        mean = self._sum / self._scored if self._scored else None
+        return {
+            "selected_never_scored": self._rows - self._scored,
+            "selected_mean_loss": mean,
+        }
 
 
 def settings_of(stage: Any, settings: type) -> dict[str, Any]:

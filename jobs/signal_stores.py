@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..dataplane.commit import publish, staging
 from ..dataplane.errors import ManifestConflictError, StorageError
-from ..dataplane.observations import Observations
+from ..dataplane.observations import Observations, stable_order
 from ..dataplane.remap import RowMapping, remap_rows
 from ..dataplane.signal_binding import bind as bind_store
 from ..dataplane.signal_binding import copy_attempts
@@ -66,7 +64,7 @@ def _carry(part: SignalPart, folder: Location, mapping: RowMapping) -> tuple[int
     moved = Observations(rows, *observed.columns[1:]).take(found)
     if len(moved):
         name, data = part_bytes(
-            moved.take(np.argsort(moved.rows, kind="stable")),
+            moved.take(stable_order(moved.rows)),
             writer=part.name.writer,
             sequence=part.name.sequence,
             attempt=part.name.attempt,

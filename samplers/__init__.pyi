@@ -5,8 +5,13 @@ from .collate import Padded as Padded
 from .dataset import ManifestDataset as ManifestDataset
 from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader
+from .loss_sampler import IndexedDataset as IndexedDataset
+from .loss_samplers import HardBatchSampler as HardBatchSampler
+from .loss_samplers import InfoBatchSampler as InfoBatchSampler
+from .loss_samplers import SeTaSampler as SeTaSampler
 from .losses import weighted_loss as weighted_loss
 from .row_source import RowSource as RowSource
+from .signals import open_signal_store as open_signal_store
 from .source_stats import SourceStats as SourceStats
 from .state import LoaderState as LoaderState
 from .stats import LoaderStats as LoaderStats

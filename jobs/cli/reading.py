@@ -9,6 +9,7 @@ import typer
 
 from . import options as opt
 from .output import human_bytes, print_epochs, print_json, print_table, progress_of, reporting
+from .selection import print_selections
 
 __all__ = ["VERBS"]
 
@@ -65,7 +66,10 @@ def _print_manifest(manifest: Any, facts: dict[str, Any]) -> None:
     if facts["parent"]:
         changed = facts["stages"] and facts["stages"][-1]["stage"] in ("edit", "rebind")
         print(f"{'made from' if changed else 'continues'} {facts['parent']}")
+    if facts["signals"]:
+        print(f"losses {facts['signals']}")
     print_epochs(manifest)
+    print_selections(facts["reports"])
 
 
 def _print_step(step: dict[str, Any], as_json: bool) -> None:

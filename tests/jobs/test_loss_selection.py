@@ -21,6 +21,7 @@ from batchloom.dataplane.errors import (
     SignalError,
 )
 from batchloom.jobs import loss_passes, losses, plan, run
+from batchloom.jobs.cli.app import build
 from batchloom.jobs.estimate import estimate
 from batchloom.jobs.losses import open_signal
 from batchloom.jobs.planning import make_spec
@@ -461,3 +462,23 @@ def test_the_estimate_knows_them(small: Path, signal: Path, tmp_path: Path) -> N
     options = {"signal": signal, "epochs": (2, 3), "batch_size": 16}
     spec = make_spec("seta", dataset=small, out=str(tmp_path), selects={}, options=options)
     assert estimate(spec).rows == ROWS
+
+
+def test_inspect_shows_groups_window_and_saving(
+    small: Path, signal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = planned("seta", small, tmp_path / "p", signal, weights="unbiased")
+    planned("infobatch", small, tmp_path / "i", signal)
+    build(["inspect"])(["inspect", str(tmp_path / "p")], standalone_mode=False)
+    shown = capsys.readouterr().out
+    told = report_of(made, "seta")
+    assert f"losses {made.identity['signals']}" in shown
+    assert f"seta, epoch 2 (pruned): {told['selected']} of 1,000 rows" in shown
+    assert f"{told['saved']:.1%} saved, {told['selected_never_scored']} of them never" in shown
+    lines = [line for line in shown.splitlines() if line.startswith("  group ")]
+    assert len(lines) == 5
+    inside = ["in" if told["window"][0] <= g < told["window"][1] else "out" for g in range(5)]
+    assert [line.split()[2] for line in lines] == inside
+    assert f"{told['group_rows'][0]} rows" in lines[0]
+    build(["inspect"])(["inspect", str(tmp_path / "i")], standalone_mode=False)
+    assert "weight sum 1,000" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""What a selection by loss tells of itself, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["print_selections"]
+
+_BAR = 40  # characters of the largest group's bar
+
+
+def print_selections(reports: Mapping[str, Any]) -> None:
+    """Print the groups, the window and the saving of each epoch that was planned by loss."""
+    for method, report in reports.items():
+        if isinstance(report, Mapping) and isinstance(report.get("epochs"), Mapping):
+            for epoch in sorted(report["epochs"], key=int):
+                _print_epoch(method, epoch, report["epochs"][epoch])
+
+
+def _print_epoch(method: str, epoch: str, found: Mapping[str, Any]) -> None:
+    text = f"{method}, epoch {epoch}"
+    if "phase" in found:
+        text += f" ({'annealing' if found['phase'] == 'anneal' else 'pruned'})"
+    text += f": {found['selected']:,} of {found['rows']:,} rows, {found['saved']:.1%} saved"
+    if found.get("selected_never_scored"):
+        text += f", {found['selected_never_scored']:,} of them never scored"
+    if found.get("selected_mean_loss") is not None:
+        text += f", mean loss {found['selected_mean_loss']:.4g}"
+    if "weight_sum" in found:
+        text += f", weight sum {found['weight_sum']:,.6g}"
+    print(text)
+    if "easy" in found:
+        print(
+            f"  easy: {found['easy']:,} below {found['mean_loss']:.4g}, {found['easy_kept']:,} kept"
+        )
+    if "group_rows" in found:
+        _print_groups(found)
+
+
+def _print_groups(found: Mapping[str, Any]) -> None:
+    """Print a line a group: whether it is in the window, rows, mean loss, and a bar of the rows."""
+    start, stop = found["window"]
+    largest = max(found["group_rows"])
+    for group, (rows, mean) in enumerate(
+        zip(found["group_rows"], found["group_mean_loss"], strict=True)
+    ):
+        bar = "#" * max(1, round(_BAR * rows / largest))
+        inside = "in " if start <= group < stop else "out"
+        print(f"  group {group:<3} {inside}  {rows:>13,} rows  mean loss {mean:<9.4g} {bar}")
