@@ -126,6 +126,10 @@ def test_threads_need_a_transform(plan, data):
         with pytest.raises(ParameterError, match=f"'{name}' parameter must be an int in"):
             ManifestLoader(plan, data, transform=transforms.half, **{name: -1})
 
+    options = {"transform": transforms.half, "transform_threads": 1, "transform_workers": 1}
+    with pytest.raises(ParameterError, match="both were given: leave one out"):
+        ManifestLoader(plan, data, **options)
+
 
 # --- worker processes -----------------------------------------------------------------------------
 
