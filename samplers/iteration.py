@@ -14,6 +14,7 @@ from typing import Any
 
 from ..dataplane.errors import BatchloomError
 from .buffers import Buffers
+from .pieces import Pieces
 from .prefetch import Prefetched
 from .stats import Meter
 from .transforms import Run
@@ -85,7 +86,8 @@ class Iteration(Iterator[Any]):
         self._results: list[Any] = []
         self._next, self._first = 0, 0
         self._ended = self._replaced = False
-        meter.begin()
+        self._pieces: Pieces | None = None
+        meter.settle()  # the one before it may have been dropped
 
     def __next__(self) -> Any:
         # Of the loader's own work, this is all that is done for each batch.
@@ -110,7 +112,8 @@ class Iteration(Iterator[Any]):
         try:
             run = next(self._source)
         except BaseException:
-            self._ended = True
+            self._ended, self._window = True, None
+            self._meter.settle(self._cursor)
             self._watch(True)
             raise
         last, self._window = self._window, run.window
@@ -124,7 +127,8 @@ class Iteration(Iterator[Any]):
         """Stop preparing batches; the iteration is over."""
         self._ended = True
         self._source.close()
-        self._results, self._next = [], 0
+        self._results, self._next, self._window = [], 0, None
+        self._meter.settle(self._cursor)
 
     def replace(self) -> None:
         """Close, and let a caller who goes on all the same know."""

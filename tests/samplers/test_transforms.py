@@ -199,11 +199,12 @@ def test_transform_that_no_worker_can_import(plan, data):
 # --- interrupts -----------------------------------------------------------------------------------
 
 SCRIPT = """if True:
-    import sys, threading
+    import signal, sys
     from batchloom.samplers import ManifestLoader
     from batchloom.tests.contracts import transforms
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever the tests run
         plan, data, kind = sys.argv[1:]
         options = {
             "threads": {
