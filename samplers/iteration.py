@@ -2,7 +2,7 @@
 
 Handing a window to another thread costs some hundred microseconds, more than gathering it costs
 where its rows are in memory. So, unless told otherwise, batches are prepared in line as long as
-that is quick, and in a background thread from the first window on that took long (`Ahead`).
+that is quick, and in a background thread once two windows in a row took long (`Ahead`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .window import Window
 __all__ = ["Ahead", "Iteration", "prefetched"]
 
 _LONG = 200e-6  # seconds a batch; ten times what handing it over in a window costs
+_IN_A_ROW = 2  # one may be an accident
 _DEPTH = 2  # batches that are ready ahead, where no number is given
 
 
@@ -35,7 +36,7 @@ def prefetched(
 
 
 class Ahead(Iterator[Run]):
-    """Runs, prepared in line until one takes long, from then on in a background thread.
+    """Runs, prepared in line until two in a row take long, from then on in a background thread.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class Ahead(Iterator[Run]):
         self._runs = runs
         self._stopped = stopped
         self._source: Generator[Run, None, None] | Prefetched[Run] = runs
-        self._measured = False  # the first run opens files
+        self._long = -1  # runs in a row that took long; the first one opens files
 
     def __next__(self) -> Run:
         if self._source is not self._runs:
@@ -55,9 +56,9 @@ class Ahead(Iterator[Run]):
         begun = time.perf_counter()
         run = next(self._runs)
         took = time.perf_counter() - begun
-        if self._measured and took > _LONG * len(run.results):
+        self._long = self._long + 1 if self._long < 0 or took > _LONG * len(run.results) else 0
+        if self._long == _IN_A_ROW:
             self._source = prefetched(self._runs, _DEPTH, self._stopped)
-        self._measured = True
         return run
 
     def close(self) -> None:
