@@ -220,14 +220,16 @@ class Sources:
         if not self.schema:
             self.schema = source.schema
 
-    def source(self, manifest: Manifest) -> RowSource:
-        """Return the source of a manifest's rows; the one before it lets go of its files."""
+    def of(self, manifest: Manifest) -> RowSource:
+        """Return the source of a manifest's rows."""
         self.bind(manifest)
-        source = self._of[manifest.manifest_id]
+        return self._of[manifest.manifest_id]
+
+    def activate(self, source: RowSource) -> None:
+        """Let the source before this one go of its files."""
         if source is not self._active:
             self.close()
             self._active = source
-        return source
 
     def stats(self) -> SourceStats:
         """Return what was read so far, over all manifests."""

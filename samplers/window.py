@@ -23,7 +23,7 @@ from .buffers import Tensors
 from .pieces import Pieces
 from .seeds import occurrence_seeds, row_seeds
 
-__all__ = ["Window"]
+__all__ = ["Window", "shared_out"]
 
 _NO_SIDE: Mapping[str, Any] = {}
 
@@ -183,6 +183,24 @@ class Window:
         if column.kind == "batch":
             return value[pieces.micro_batch].tolist()  # type: ignore[no-any-return]
         return self._split_fact(host_tensor(value[pieces.taken], pieces.ids, column.name))
+
+
+def shared_out(group: Sequence[Pieces], columns: Mapping[str, Column]) -> list[Window]:
+    """Return a window of each of some pieces, whose rows were gathered together."""
+    if len(group) == 1:
+        return [Window(group[0], columns)]
+    windows, start = [], 0
+    for pieces in group:
+        rows = len(pieces.ids)
+        windows.append(Window(pieces, {n: _rows(c, start, rows) for n, c in columns.items()}))
+        start += rows
+    return windows
+
+
+def _rows(column: Column, start: int, rows: int) -> Column:
+    if isinstance(column, torch.Tensor):
+        return column[start : start + rows]
+    return column.slice(start, rows)
 
 
 _FACTS: dict[str, Callable[[Window], Sequence[Any]]] = {

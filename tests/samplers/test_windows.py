@@ -4,11 +4,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from batchloom.dataplane import BatchPlan, SideColumn, open_dataset
-from batchloom.dataplane.errors import InvalidValueError, MissingColumnError, ParameterError
+from batchloom.dataplane import (
+    BatchPlan,
+    Manifest,
+    ManifestWriter,
+    Series,
+    SideColumn,
+    open_dataset,
+)
+from batchloom.dataplane.errors import (
+    InvalidValueError,
+    ManifestCorruptError,
+    MissingColumnError,
+    ParameterError,
+)
 from batchloom.samplers import ManifestLoader, RowSource, SourceStats
 from batchloom.samplers.row_source import DatasetSource, row_bytes
-from batchloom.tests.contracts.awkward import write_fragment
+from batchloom.tests.contracts.awkward import awkward_table, write_fragment
 from batchloom.tests.contracts.batches import (
     drain,
     fingerprints,
@@ -43,6 +55,14 @@ class Remembering:
         self.closed += 1
 
 
+def add_member(folder, snapshot, epoch, rows):
+    target, parent = Series(folder).next_member(epoch, epoch + 1)
+    with ManifestWriter(target, snapshot=snapshot, seed=7, parent=parent) as writer:
+        with writer.epoch(epoch):
+            writer.append(shuffled(epoch, rows=rows, batch=10))
+        writer.commit()
+
+
 def take(loader, seen):
     for batch in loader:
         seen.append(batch.step)  # one at a time: it may end in an error
@@ -71,12 +91,8 @@ def test_one_gather_a_window(plan, window, world):
     assert loader.columns == ["x"]
     assert [b["x"][:, 0].tolist() for b in batches] == [b.rows.tolist() for b in batches]
     rows = 20 if world == 1 else 6
-    if window == 1:
-        assert source.asked == [rows] * 20
-    elif window == 5:
-        assert source.asked == [5 * rows] * 4
-    else:
-        assert source.asked == [10 * rows] * 2  # an epoch's end ends a window
+    batches = {1: [1] * 20, 5: [5] * 4, 16: [16, 4], None: [20]}[window]
+    assert source.asked == [rows * n for n in batches]  # over the end of an epoch, too
     loader.close()
     assert source.closed == 0  # it is the caller's
 
@@ -86,7 +102,7 @@ def test_default_window_is_by_bytes(plan, data, awkward_data, tmp_path):
     assert row_bytes(source.schema) == 32
     source.window_bytes = 32 * 20 * 3 + 1
     drain(ManifestLoader(plan, source))
-    assert source.asked == [60, 60, 60, 20] * 2
+    assert source.asked == [60] * 6 + [40]
     source.window_bytes, source.asked = 1, []
     drain(ManifestLoader(plan, source))
     assert source.asked == [20] * 20
@@ -152,6 +168,42 @@ def test_batches_before_one_that_cannot_be_read_are_delivered(tmp_path, window, 
         take(loader, seen)
     assert seen == list(range(7))
     assert loader.state_dict()["next_step"] == 7
+
+
+@pytest.mark.parametrize("prefetch", [0, 5])
+def test_an_epoch_before_a_damaged_one_is_delivered(plan, data, prefetch):
+    """Though the window goes over the epoch's end."""
+    part = next(p for p in Manifest.open(plan).parts if p.epoch == 1)
+    content = bytearray((plan / part.name).read_bytes())
+    content[part.blocks[0].offset + 100] ^= 1
+    (plan / part.name).unlink()
+    (plan / part.name).write_bytes(content)
+    loader, seen = ManifestLoader(plan, data, columns=["x"], window=16, prefetch=prefetch), []
+    with pytest.raises(ManifestCorruptError, match="block 0"):
+        take(loader, seen)
+    assert seen == list(range(10))
+
+
+@pytest.mark.parametrize("window", [3, 16, 100])
+def test_windows_over_epochs_of_several_members(tmp_path, window):
+    """Rows of two members that read different files are not gathered together."""
+    for name, start in (("a", 0), ("b", 50)):
+        write_fragment(awkward_table(start, start + 50), tmp_path / "data" / f"{name}.arrow", "ipc")
+    first = open_dataset(tmp_path / "data").snapshot
+    add_member(tmp_path / "series", first, 0, rows=100)
+    write_fragment(awkward_table(100, 130), tmp_path / "data" / "c.arrow", "ipc")
+    grown = open_dataset(tmp_path / "data", since=first).snapshot
+    add_member(tmp_path / "series", grown, 1, rows=130)
+    loader = ManifestLoader(tmp_path / "series", tmp_path / "data", window=window, epochs=2)
+    for batch in (batches := drain(loader)):
+        assert batch["row"].tolist() == batch.rows.tolist()
+        assert batch["list"].to_pylist() == [[4 * k + i for i in range(k % 4)] for k in batch.rows]
+    assert [b.epoch for b in batches] == [0] * 10 + [1] * 13
+    jagged = ManifestLoader(
+        tmp_path / "series", tmp_path / "data", window=window, columns=["list"], collate="jagged"
+    )
+    for batch in jagged:
+        assert batch["list"].lengths.tolist() == [k % 4 for k in batch.rows.tolist()]
 
 
 def test_side_columns_and_pads_over_a_window(data, tmp_path):
