@@ -88,7 +88,11 @@ class Pipeline:
         if self.transform is None:
             yield from as_they_are(map(self._moved, windows))
             return
-        for run in self._transformed(self.transform, windows, stopped):
+        runs = self._transformed(self.transform, windows, stopped)
+        if self.device.type == "cpu":
+            yield from runs
+            return
+        for run in runs:
             yield run._replace(results=[self._moved_result(r) for r in run.results])
 
     def window_size(self, manifest: Manifest, record: EpochRecord) -> int:
@@ -167,7 +171,7 @@ class Pipeline:
         return window
 
     def _moved_result(self, result: Any) -> Any:
-        if self.device.type == "cpu" or not isinstance(result, Batch):
+        if not isinstance(result, Batch):
             return result
         begun = time.perf_counter()
         moved = result.to(self.device, self.transfer)
