@@ -103,7 +103,9 @@ class Pipeline:
         rows = record.samples / record.micro_batches
         if manifest.unit == "sliceable":
             rows = max(1.0, rows / self.walk.ranks.world_size)
-        fitting = source.window_bytes / (rows * row_bytes(source.schema))
+        fragments = manifest.snapshot.fragments
+        in_file = sum(f.bytes for f in fragments) / max(1, manifest.snapshot.rows)
+        fitting = source.window_bytes / (rows * row_bytes(source.schema, in_file))
         return max(1, min(int(fitting), _LARGEST_WINDOW))
 
     def _windows(

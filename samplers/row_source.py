@@ -7,6 +7,7 @@ reads the dataset's own files. Packed tables, and gathers that end on a device, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -37,7 +38,7 @@ U64 = npt.NDArray[np.uint64]
 
 _MAPPED_WINDOW = 2 << 20
 _DECODED_WINDOW = 32 << 20
-_UNKNOWN_BYTES = 64  # taken for a value of a column whose rows have no fixed width
+_UNKNOWN_BYTES = 64  # of a value of a column whose rows have no fixed width, at the least
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,18 @@ def _rows_of(manifest: Manifest) -> tuple[Any, ...]:
     return manifest.snapshot.fingerprint, tuple(manifest.planned_fragments())
 
 
-def row_bytes(schema: pa.Schema) -> int:
-    """Return about how many bytes a row of a batch takes."""
-    total = 0
-    for field in schema:
-        known = numpy_type(field.type)
-        total += _UNKNOWN_BYTES if known is None else known[0].itemsize * int(np.prod(known[1]))
-    return max(total, 1)
+def row_bytes(schema: pa.Schema, in_file: float = 0.0) -> float:
+    """Return about how many bytes a row of a batch takes.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of the columns that are read.
+    in_file : float
+        What a row takes in the dataset's files, all columns together: where a column's rows have no
+        fixed width, they are taken to be what is left of it.
+    """
+    known = [numpy_type(field.type) for field in schema]
+    fixed = sum(k[0].itemsize * math.prod(k[1]) for k in known if k is not None)
+    unknown = known.count(None)
+    return max(1, fixed + (max(in_file - fixed, _UNKNOWN_BYTES * unknown) if unknown else 0))

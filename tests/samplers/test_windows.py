@@ -106,6 +106,10 @@ def test_default_window_is_by_bytes(plan, data, awkward_data, tmp_path):
     source.window_bytes, source.asked = 1, []
     drain(ManifestLoader(plan, source))
     assert source.asked == [20] * 20
+    ragged = pa.schema([("x", pa.list_(pa.float32(), 4)), ("t", pa.string()), ("u", pa.binary())])
+    assert row_bytes(ragged) == 16 + 2 * 64
+    assert row_bytes(ragged, in_file=10_000.0) == 10_000  # images, say
+    assert row_bytes(source.schema, in_file=10_000.0) == 32
     mapped = DatasetSource(open_dataset(data), None, cache_bytes=0)
     decoded = DatasetSource(open_dataset(awkward_data("parquet")), None, cache_bytes=0)
     assert mapped.window_bytes < decoded.window_bytes
