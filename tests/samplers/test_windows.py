@@ -18,7 +18,7 @@ from batchloom.dataplane.errors import (
     MissingColumnError,
     ParameterError,
 )
-from batchloom.samplers import ManifestLoader, RowSource, SourceStats
+from batchloom.samplers import ManifestLoader, SourceStats
 from batchloom.samplers.row_source import DatasetSource, row_bytes
 from batchloom.tests.contracts.awkward import awkward_table, write_fragment
 from batchloom.tests.contracts.batches import (
@@ -28,6 +28,8 @@ from batchloom.tests.contracts.batches import (
     shuffled,
     write_plan,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 class Remembering:
@@ -66,20 +68,6 @@ def add_member(folder, snapshot, epoch, rows):
 def take(loader, seen):
     for batch in loader:
         seen.append(batch.step)  # one at a time: it may end in an error
-
-
-def test_what_a_source_is(data):
-    assert isinstance(Remembering(), RowSource)
-    source = DatasetSource(open_dataset(data), ["x"], cache_bytes=1 << 20)
-    assert isinstance(source, RowSource)
-    ids = np.array([7, 3, 7], np.uint64)
-    assert source.gather(ids)["x"].shape == (3, 4)
-    assert source.stats().misses == 1
-    source.gather(ids)
-    assert source.stats().hits == 1
-    assert source.stats().bytes_read > 0
-    source.close()
-    assert source.gather(ids)["x"].shape == (3, 4)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -263,3 +251,87 @@ def test_a_window_over_shuffled_steps_is_the_same_for_every_size(awkward_data, t
         for w in (1, 2, 16, 64, None)
     ]
     assert all(m == made[0] for m in made)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_any_plan_any_ranks_any_window(tmp_path_factory, data):
+    """Against the rank rules, applied to one micro-batch of the plan after the other."""
+    draw = data.draw
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=30))
+    per_step = draw(st.integers(1, 5))
+    unit = draw(st.sampled_from(["sliceable", "micro"]))
+    world = draw(st.integers(1, 6))
+    window = draw(st.integers(1, 40))
+    epochs = draw(st.integers(1, 2))
+    rows = np.arange(sum(sizes), dtype=np.uint64)[::-1].copy()
+    weights = (rows % np.uint64(7)).astype(np.float32)
+    plan = BatchPlan.of(np.cumsum([0, *sizes]), rows, weights).folded(per_step)
+    home = tmp_path_factory.mktemp("any")
+    write_fragment(pa.table({"row": rows}), home / "data" / "a.arrow", "ipc")
+    manifest = write_plan(
+        home / "plan",
+        home / "data",
+        dict.fromkeys(range(epochs), plan),
+        unit=unit,
+        weight_semantics="cluster",
+    )
+    steps = len(set(plan.step.tolist()))
+    start = draw(st.integers(0, steps))
+    for rank in range(world):
+        expected = [
+            (epoch, *of_rank)
+            for epoch in range(epochs)
+            for step in range(start if epoch == 0 else 0, steps)
+            for of_rank in by_the_rules(plan, step, unit, rank, world)
+        ]
+        loader = ManifestLoader(
+            manifest,
+            Remembering(),
+            rank=rank,
+            world_size=world,
+            window=window,
+            on_uneven="pad",
+            prefetch=draw(st.sampled_from([0, 2, None])),
+        )
+        seen = int(plan.offsets[np.searchsorted(plan.step, start)])
+        state = {**loader.state_dict(), "next_step": start, "samples_seen": seen}
+        loader.load_state_dict(state)
+        found = []
+        for batch in loader:
+            facts = (batch.rows.tolist(), batch.weights.tolist(), batch.pad is not None)
+            totals = (batch.step_rows, batch.step_weight)
+            found.append((batch.epoch, batch.step, batch.micro, *facts, *totals))
+            assert batch["x"][:, 0].tolist() == batch.rows.tolist()
+        assert found == expected
+
+
+def by_the_rules(plan, step, unit, rank, world):
+    """Yield step, micro, rows, weights, whether it is a pad, and the totals of the step."""
+    of_step = [k for k in range(len(plan)) if plan.step[k] == step]
+    a, b = plan.offsets[of_step[0]], plan.offsets[of_step[-1] + 1]
+    totals = (int(b - a), float(plan.weights[a:b].sum()))
+    for turn, k in enumerate(of_step):
+        first, last = int(plan.offsets[k]), int(plan.offsets[k + 1])
+        pad = False
+        if unit == "micro":
+            if turn % world:
+                continue
+            mine = turn + rank
+            pad = mine >= len(of_step)
+            k = of_step[min(mine, len(of_step) - 1)]
+            first, last = int(plan.offsets[k]), int(plan.offsets[k + 1])
+        else:
+            n = last - first
+            start, stop = rank * n // world, (rank + 1) * n // world
+            pad = start == stop
+            first, last = first + start, first + max(stop, start + 1)
+        weights = plan.weights[first:last].tolist()
+        yield (
+            step,
+            int(plan.micro[k]),
+            plan.rows[first:last].tolist(),
+            [0.0] * len(weights) if pad else weights,
+            pad,
+            *totals,
+        )
