@@ -5,8 +5,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Many tests wait for processes of their own. Those of one file share what it sets up.
+TESTS_AT_ONCE ?= 2
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-gpu lint bench bench-loader clean
 help:            ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -23,7 +25,10 @@ demo: $(STAMP)   ## the whole chain on real data
 	@$(BIN)/batchloom demo --out demo-out
 
 test: $(STAMP)   ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
+
+test-gpu: $(STAMP)  ## the tests that need a GPU, and the gathers' benchmark; figures in gpu-out/
+	benchmarks/gpu_check.sh $(BIN)/python gpu-out
 
 lint: $(STAMP)   ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -35,5 +40,8 @@ bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is miss
 	$(BIN)/python benchmarks/foundation.py --check
 	$(BIN)/python benchmarks/scale.py --check
 
+bench-loader: $(STAMP)  ## the loader against memory, disk, object store and its peers (minutes, 15 GB)
+	$(BIN)/python benchmarks/loader.py --check
+
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) demo-out build dist *.egg-info
+	rm -rf $(VENV) .bench demo-out gpu-out build dist *.egg-info

@@ -304,7 +304,7 @@ def say(text: str) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
-def run_benchmark(title: str, run: Callable[[Path, bool], Sequence[Row]]) -> int:
+def run_benchmark(title: str, run: Callable[..., Sequence[Row]], steps: Sequence[str] = ()) -> int:
     """Read the options, run, print the table; return the exit code.
 
     Parameters
@@ -312,14 +312,20 @@ def run_benchmark(title: str, run: Callable[[Path, bool], Sequence[Row]]) -> int
     title : str
         For ``--help``.
     run : callable
-        (folder to write to, whether small sizes are wanted) → rows of the table.
+        (folder to write to, whether small sizes are wanted) → rows of the table; with `steps` also
+        the names that were asked for.
+    steps : sequence of str
+        What ``--only`` may name; empty: there is no such option.
     """
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--check", action="store_true", help="exit 1 where a bar is missed")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    parser.add_argument("--quick", "--small", action="store_true", help="smaller sizes")
+    if steps:
+        help_ = "run this step alone; may be given again"
+        parser.add_argument("--only", action="append", default=[], choices=steps, help=help_)
     options = parser.parse_args()
     with workspace() as folder:
-        rows = run(folder, options.quick)
+        rows = run(folder, options.quick, *([options.only] if steps else []))
     print_table(rows)
     failed = missed(rows)
     print(f"\n{'missed: ' + ', '.join(failed) if failed else 'every bar is met'}; {load()}")

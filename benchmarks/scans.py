@@ -14,7 +14,7 @@ from batchloom.dataplane import open_dataset
 from batchloom.dataplane.dataset import Dataset
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.progress import QuietProgress
-from batchloom.jobs.scan import ColumnStatistics, scan_statistics
+from batchloom.jobs.scanning import ColumnStatistics, scan_statistics
 from harness import (
     best,
     interleaved,

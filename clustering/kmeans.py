@@ -30,7 +30,7 @@ __all__ = ["KMeans", "assign"]
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 
-_PRODUCT_VALUES = 4 << 20  # distances held at once
+_PRODUCT_VALUES = 1 << 20  # distances held at once
 _NEAR = 1e-9  # relative gap below which the product's rounding could decide
 
 

@@ -3,6 +3,7 @@ from .dataset import open_dataset as open_dataset
 from .errors import BatchloomError as BatchloomError
 from .manifest import Manifest as Manifest
 from .manifest_writer import ManifestWriter as ManifestWriter
+from .packed import PackedTable as PackedTable
 from .plan import BatchPlan as BatchPlan
 from .plan import MicroBatch as MicroBatch
 from .plan import Ragged as Ragged
@@ -10,4 +11,5 @@ from .plan import Selection as Selection
 from .plan import SideColumn as SideColumn
 from .series import Series as Series
 from .series import open_plan as open_plan
+from .signals import SignalStore as SignalStore
 from .snapshot import Snapshot as Snapshot

@@ -1,14 +1,16 @@
-"""Chunks of a fragment: which are read together, how large they are, which one is damaged.
+"""Chunks of a fragment: which are read together, in which batches, which one is damaged.
 
 A *chunk* is a row group or a record batch. A **run** is the smallest stretch of neighbouring chunks
 that holds `SCAN_ROWS` rows: scans begin a new batch at each run, so that the batches of a fragment
-are the same whether it is read in one piece or in several.
+are the same whether it is read in one piece or in several. A batch holds at most `SCAN_ROWS` rows,
+and as many as take about `SCAN_BYTES`: a scan takes the same memory however wide the rows are and
+however many a chunk holds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,17 +19,25 @@ import pyarrow.parquet as pq
 from .columns import numpy_type
 
 __all__ = [
+    "SCAN_BYTES",
     "SCAN_ROWS",
     "chunk_runs",
     "column_ranges",
     "damaged_place",
     "decoded_bytes",
+    "ipc_batches",
+    "parquet_batches",
     "small_runs",
 ]
 
 _RUN_BYTES = 2 << 20  # of small record batches that come from an object store in one request
 SCAN_ROWS = 65_536
 """Rows of a scanned batch at most."""
+
+SCAN_BYTES = 4 << 20
+"""Bytes of a scanned batch, about; a row that takes more is a batch of its own."""
+
+_PROBE_ROWS = 256
 
 
 def chunk_runs(chunk_rows: Iterable[int]) -> list[tuple[range, int]]:
@@ -64,6 +74,52 @@ def decoded_bytes(metadata: Any, schema: pa.Schema, columns: Sequence[str], chun
         else:
             total += group.num_rows * known[0].itemsize * math.prod(known[1])
     return total
+
+
+def parquet_batches(
+    file: pq.ParquetFile, columns: Sequence[str], run: range
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a run of row groups."""
+    schema, metadata = file.schema_arrow, file.metadata
+    rows = sum(metadata.row_group(group).num_rows for group in run)
+    loose = [name for name in columns if numpy_type(schema.field(name).type) is None]
+    fixed = [name for name in columns if name not in loose]
+    size, at_least = (
+        sum(decoded_bytes(metadata, schema, names, group) for group in run)
+        for names in (fixed, loose)
+    )
+    options = {"row_groups": list(run), "use_threads": False}
+    if loose and rows:
+        # A column that is stored as numbers of a dictionary's entries takes more than its pages do.
+        few = next(file.iter_batches(batch_size=_PROBE_ROWS, columns=loose, **options))
+        size += max(at_least, few.get_total_buffer_size() * rows // max(1, few.num_rows))
+    yield from file.iter_batches(batch_size=_batch_rows(rows, size), columns=columns, **options)
+
+
+def ipc_batches(chunk: pa.RecordBatch, *, validated: bool) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a record batch, which may be mapped.
+
+    Arrow trusts the offsets of strings and lists, and a damaged one ends the process. So they are
+    validated first, unless they are already: batch by batch, so that not all of them are touched at
+    once. That is not possible below a list or a struct, whose children are always looked at whole.
+    """
+    if not validated:
+        for column in chunk.columns:
+            if pa.types.is_nested(column.type) and numpy_type(column.type) is None:
+                column.validate(full=True)
+    step = _batch_rows(chunk.num_rows, chunk.get_total_buffer_size())
+    for start in range(0, chunk.num_rows, step):
+        batch = chunk.slice(start, step)
+        if not validated:
+            for column in batch.columns:
+                if not pa.types.is_nested(column.type) or numpy_type(column.type) is not None:
+                    column.validate(full=True)
+        yield batch
+
+
+def _batch_rows(rows: int, size: int) -> int:
+    """Return the rows of a batch, where so many rows take `size` bytes."""
+    return min(SCAN_ROWS, max(1, rows * SCAN_BYTES // max(1, size)))
 
 
 def damaged_place(file: pq.ParquetFile, columns: Sequence[str], chunks: range) -> str:

@@ -25,11 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import StorageError
-from .objects import put
+from .objects import put, put_if_absent
 from .storage import Location, storing
 
 __all__ = [
     "bring",
+    "create_file",
     "hold",
     "publish",
     "replace_file",
@@ -165,6 +166,25 @@ def write_file(location: Location, data: bytes, what: str) -> None:
     with storing(what, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, data)
+
+
+def create_file(location: Location, data: bytes, what: str) -> bool:
+    """Write a file or object where there is none, whole or not at all; False where there is one."""
+    if not location.is_local:
+        return put_if_absent(location, data)
+    path = Path(location.path)
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with storing(what, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_synced(staged, data)
+            os.link(staged, path)
+        except FileExistsError:
+            return False
+        finally:
+            staged.unlink(missing_ok=True)
+        sync_path(path.parent)
+    return True
 
 
 def sync_path(path: Path) -> None:

@@ -209,7 +209,8 @@ def open_dataset(
     ----------
     data : path, URI, list or mapping
         A file, a directory, a glob, a list of files, or a mapping from source names to these. An
-        unnamed source is called ``data``. Files are chosen by suffix (``.parquet .pq .arrow
+        unnamed source is called ``data``, or is one source a split where a directory names splits
+        (`hub_folders`). Files are chosen by suffix (``.parquet .pq .arrow
         .feather .ipc .arrows``); hidden ones (``.x``, ``_x``) are left out.
     snapshot : Snapshot, path or URI, optional
         Open exactly this snapshot: its fragments must be there unchanged; others are ignored.
@@ -227,14 +228,17 @@ def open_dataset(
     """
     if snapshot is not None and since is not None:
         raise ParameterError("Give a 'snapshot' to open or one to go on from ('since'), not both.")
+    given = since if snapshot is None else snapshot
+    base = None if given is None else _as_snapshot(given, storage_options)
     if isinstance(data, Dataset):
-        if snapshot is None and since is None:
+        if base is None:
             return data
         listed = _relist(data)
     else:
-        listed = list_sources(data, storage_options)
-    if snapshot is not None:
-        return _bind(listed, _as_snapshot(snapshot, storage_options), needed)
+        unnamed = base is not None and {f.source for f in base.fragments} == {"data"}
+        listed = list_sources(data, storage_options, by_split=not unnamed)
+    if base is not None and snapshot is not None:
+        return _bind(listed, base, needed)
     footers = _read_footers(listed)
     schemas = _checked_schemas(listed, footers)
     fragments = [
@@ -244,8 +248,8 @@ def open_dataset(
     digest_ = schema_digest(plain_schema(schemas))
     made = (
         first_snapshot(fragments, digest_)
-        if since is None
-        else extend_snapshot(_as_snapshot(since, storage_options), fragments, digest_)
+        if base is None
+        else extend_snapshot(base, fragments, digest_)
     )
     place = {(file.source, file.path): i for i, file in enumerate(listed)}
     order = [place[f.source, f.path] for f in made.fragments]

@@ -7,6 +7,7 @@ footer, which the quick fingerprint cannot.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,11 +17,25 @@ from typing import Any
 from .canonical import digest, pretty_json
 from .commit import write_file
 from .errors import DatasetError, MissingFileError
+from .fragments import reading
 from .storage import Location, locate
 
-__all__ = ["find_deep_hashes", "write_deep_hashes"]
+__all__ = ["content_sha256", "find_deep_hashes", "write_deep_hashes"]
 
 _FORMAT = "batchloom-deep/1"
+_HASHED_BYTES = 32 << 20  # of a remote file, read at a time: several requests at once
+
+
+def content_sha256(location: Location) -> str:
+    """Return the SHA-256 of all bytes of a fragment."""
+    if location.is_local:  # by plain reads: all pages of a map would stay
+        with reading(location), open(location.path, "rb") as local:
+            return hashlib.file_digest(local, "sha256").hexdigest()
+    hasher = hashlib.sha256()
+    with reading(location), location.open() as file:
+        while len(data := file.read_buffer(_HASHED_BYTES)):
+            hasher.update(data)
+    return hasher.hexdigest()
 
 
 def write_deep_hashes(

@@ -10,24 +10,44 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .coverage import Coverage
-from .epochs import WEIGHT_ONE, EpochRecord
+from .epochs import WEIGHT_ONE, Epoch, EpochRecord
 from .errors import ManifestCorruptError, RowIdError, SelectionError
 from .manifest_part import block_digest
 from .plan import BatchPlan, SideColumn
 from .snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from .manifest import Manifest
-
 __all__ = ["EpochCounter", "recount", "recount_epoch", "weight_sum"]
 
 _BY_THE_RULES = "The manifest was not written by the rules; plan anew."
+
+
+class Counted(Protocol):
+    """What is asked here of a `Manifest`, which itself proves its counts by this module."""
+
+    path: Path | str
+    side_columns: tuple[SideColumn, ...]
+    records: dict[int, EpochRecord]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Row ids."""
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Numbers of the epochs, ascending."""
+
+    def epoch(self, number: int) -> Epoch:
+        """One epoch's micro-batches."""
+
+    def planned_fragments(self) -> list[int]:
+        """Fragments that hold planned rows."""
 
 
 class EpochCounter:
@@ -128,7 +148,7 @@ class EpochCounter:
 
 
 def recount(
-    manifest: Manifest, advance: Callable[[int], None] = lambda rows: None
+    manifest: Counted, advance: Callable[[int], None] = lambda rows: None
 ) -> list[EpochRecord]:
     """Count again what the blocks of every epoch hold, and compare it with the identity.
 
@@ -168,14 +188,14 @@ def recount(
 
 
 def recount_epoch(
-    manifest: Manifest, number: int, advance: Callable[[int], None] = lambda rows: None
+    manifest: Counted, number: int, advance: Callable[[int], None] = lambda rows: None
 ) -> tuple[EpochRecord, list[int]]:
     """Return one epoch as counted again, and the fragments that it plans; see `recount`."""
     counter = _count_epoch(manifest, number, advance)
     return _compare(manifest, counter), counter.coverage.fragments()
 
 
-def _count_epoch(manifest: Manifest, number: int, advance: Callable[[int], None]) -> EpochCounter:
+def _count_epoch(manifest: Counted, number: int, advance: Callable[[int], None]) -> EpochCounter:
     counter = EpochCounter(number, manifest.snapshot, manifest.side_columns)
     for index, block in enumerate(manifest.epoch(number).blocks()):
         try:
@@ -191,7 +211,7 @@ def _count_epoch(manifest: Manifest, number: int, advance: Callable[[int], None]
     return counter
 
 
-def _compare(manifest: Manifest, counter: EpochCounter) -> EpochRecord:
+def _compare(manifest: Counted, counter: EpochCounter) -> EpochRecord:
     said = manifest.records[counter.number]
     found = replace(counter.record(dropped_rows=said.dropped_rows), recipe=said.recipe)
     where = f"{manifest.path}, epoch {counter.number}"

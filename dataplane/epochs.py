@@ -183,6 +183,11 @@ class Epoch(ABC):
     def blocks(self) -> Iterator[BatchPlan]:
         """Yield all micro-batches in order, as many at a time as a block of a part holds."""
 
+    def row_chunks(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Yield all its rows, repeats included, in any order, a block's worth at a time."""
+        for block in self.blocks():
+            yield block.rows
+
     @abstractmethod
     def find_step(self, step: int) -> int:
         """Return the index of the first micro-batch whose step is at or after `step`."""

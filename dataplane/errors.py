@@ -20,6 +20,8 @@ __all__ = [
     "DatasetError",
     "EngineError",
     "FragmentCorruptError",
+    "HostMemoryError",
+    "HostRegistrationError",
     "InvalidValueError",
     "JobSpecError",
     "ManifestConflictError",
@@ -29,13 +31,24 @@ __all__ = [
     "MissingColumnError",
     "MissingExtraError",
     "MissingFileError",
+    "NoRoomError",
     "OnInvalid",
+    "PackedConflictError",
+    "PackedCorruptError",
+    "PackedError",
+    "PackedVersionError",
     "ParameterError",
+    "ReleasedTableError",
     "ResumeMismatchError",
     "RowIdError",
+    "RowIndexError",
     "SchemaDriftError",
     "SelectionError",
+    "SignalConflictError",
+    "SignalCorruptError",
+    "SignalError",
     "StorageError",
+    "UnifiedAccessUnavailable",
     "WorldSizeError",
     "examples",
     "nearest",
@@ -69,6 +82,10 @@ class MissingExtraError(BatchloomError, ImportError):
 
 class StorageError(BatchloomError, OSError):
     """A file cannot be read or written: permission, full disk, read-only target."""
+
+
+class NoRoomError(StorageError):
+    """A disk, or the part of it that may be used, has no room for what is to be written."""
 
 
 class DatasetError(BatchloomError):
@@ -117,6 +134,18 @@ class SelectionError(BatchloomError, ValueError):
     """A selection, grouping or batching that cannot be made from these rows."""
 
 
+class SignalError(BatchloomError):
+    """A signal cannot be read or written as it was asked for."""
+
+
+class SignalCorruptError(SignalError):
+    """The bytes of a part of a signal are not what its hashes say."""
+
+
+class SignalConflictError(SignalError, SelectionError):
+    """One attempt of a training has two values of a row in one step."""
+
+
 class ManifestError(BatchloomError):
     """Base of the manifest's errors."""
 
@@ -133,6 +162,22 @@ class ManifestConflictError(ManifestError, FileExistsError):
     """The target holds another manifest already."""
 
 
+class PackedError(BatchloomError):
+    """Base of the packed tables' errors: a table is not there, or cannot serve what was asked."""
+
+
+class PackedCorruptError(PackedError):
+    """A packed table's bytes are not what its hashes say."""
+
+
+class PackedVersionError(PackedError):
+    """A packed table was written by a newer format than this reader knows."""
+
+
+class PackedConflictError(PackedError, FileExistsError):
+    """The target holds something else already."""
+
+
 class ResumeMismatchError(BatchloomError, ValueError):
     """A loader state does not belong to this plan."""
 
@@ -145,6 +190,41 @@ class WorldSizeError(BatchloomError, ValueError):
 
 class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+class RowIndexError(BatchloomError, IndexError):
+    """A row outside a host table was asked for."""
+
+
+class HostMemoryError(BatchloomError, MemoryError):
+    """A host table is larger than the memory there is."""
+
+
+class ReleasedTableError(BatchloomError, RuntimeError):
+    """A host table was used after its memory was released."""
+
+
+class UnifiedAccessUnavailable(BatchloomError, RuntimeError):  # noqa: N818
+    """A GPU cannot read host memory in the way that was asked for; the message says why."""
+
+
+class HostRegistrationError(BatchloomError, RuntimeError):
+    """The CUDA driver refused to map host memory.
+
+    Attributes
+    ----------
+    code : int
+        CUDA's error code.
+    name : str
+        Its name, such as ``'cudaErrorHostMemoryAlreadyRegistered'``.
+    """
+
+    def __init__(self, message: str, code: int = 0, name: str = "") -> None:
+        super().__init__(message, code, name)
+        self.code, self.name = code, name
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @contextmanager

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 
 from . import ipc_messages
 from .chunks import (
-    SCAN_ROWS,
     chunk_runs,
     column_ranges,
     damaged_place,
     decoded_bytes,
+    ipc_batches,
+    parquet_batches,
     small_runs,
 )
 from .errors import BatchloomError, DatasetChangedError, FragmentCorruptError
@@ -41,7 +42,6 @@ __all__ = [
     "Footer",
     "FragmentReader",
     "FragmentRef",
-    "content_sha256",
     "read_footer",
     "read_footer_hash",
 ]
@@ -53,7 +53,7 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 
 FOOTER_THREADS = 8  # footers read at a time: latency, not work
 
-_HASHED_BYTES = 32 << 20  # read at a time: on an object store several requests at once
+_RESIDENT_BYTES = 16 << 20  # of scanned batches, after which a mapped file's pages are let go
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,6 @@ def read_footer_hash(location: Location, size: int) -> str:
     """Read the footer hash alone: two small reads, nothing is parsed."""
     with reading(location, size), location.open(size) as file:
         return _fingerprint(file, size)[1]
-
-
-def content_sha256(location: Location) -> str:
-    """Return the SHA-256 of all bytes of a fragment."""
-    hasher = hashlib.sha256()
-    with reading(location), location.open() as file:
-        while len(data := file.read_buffer(_HASHED_BYTES)):
-            hasher.update(data)
-    return hasher.hexdigest()
 
 
 def _fingerprint(file: Any, size: int) -> tuple[Format, str, list[Message]]:
@@ -342,14 +333,17 @@ class FragmentReader:
     def is_parquet(self) -> bool:
         return self._parquet is not None
 
-    def chunk(self, index: int) -> pa.RecordBatch:
-        """Decode one row group or record batch."""
+    def chunk(self, index: int, *, trusted: bool = False) -> pa.RecordBatch:
+        """Decode one row group or record batch.
+
+        With `trusted` the caller looks itself at what a record batch's offsets say.
+        """
         with reading(self.ref.location, self.ref.bytes), self._lock:
             if self._parquet is not None:
                 table = self._parquet.read_row_group(index, columns=self.columns, use_threads=False)
                 return self._plain(_one_batch(table.select(self.columns)))
             batch = self._ipc.get_batch(index).select(self.columns)
-            if index not in self._validated:
+            if index not in self._validated and not trusted:
                 # Arrow trusts the offsets of strings and lists: a damaged one ends the process.
                 batch.validate(full=True)
                 self._validated.add(index)
@@ -366,31 +360,46 @@ class FragmentReader:
         return pa.RecordBatch.from_arrays(arrays, schema=self._given)
 
     def batches(self, chunks: range | None = None) -> Iterator[pa.RecordBatch]:
-        """Scan the fragment, or whole runs of its chunks, in order; at most `SCAN_ROWS` a batch."""
+        """Scan the fragment, or whole runs of its chunks, in order, in batches; see `chunks`."""
         chosen = range(len(self.chunk_rows)) if chunks is None else chunks
+        let_go = getattr(self._file, "let_go", None)
+        read = 0
         for run, _ in chunk_runs(self.chunk_rows[chosen.start : chosen.stop]):
-            inside = range(chosen.start + run.start, chosen.start + run.stop)
-            if self._parquet is not None:
-                yield from self._parquet_batches(self._parquet, inside)
-                continue
-            for index in inside:
-                chunk = self.chunk(index)
-                for start in range(0, chunk.num_rows, SCAN_ROWS):
-                    yield chunk.slice(start, SCAN_ROWS)
+            for batch in self._run(range(chosen.start + run.start, chosen.start + run.stop)):
+                read += batch.nbytes
+                yield batch
+                if let_go is not None and read >= _RESIDENT_BYTES:
+                    read = 0
+                    let_go()
 
-    def _parquet_batches(self, file: pq.ParquetFile, run: range) -> Iterator[pa.RecordBatch]:
-        place = partial(damaged_place, file, self.columns, run)
+    def _run(self, run: range) -> Iterator[pa.RecordBatch]:
+        file = self._parquet
+        place: Callable[[], str] = str
+        if file is not None:
+            place = partial(damaged_place, file, self.columns, run)
         with reading(self.ref.location, self.ref.bytes, place):
-            for batch in file.iter_batches(
-                batch_size=SCAN_ROWS, row_groups=list(run), columns=self.columns, use_threads=False
-            ):
-                yield self._plain(batch.select(self.columns))
+            if file is not None:
+                for batch in parquet_batches(file, self.columns, run):
+                    yield self._plain(batch.select(self.columns))
+                return
+            for index in run:
+                with self._lock:
+                    chunk = self._ipc.get_batch(index).select(self.columns)
+                for batch in ipc_batches(chunk, validated=index in self._validated):
+                    yield self._plain(batch)
+                self._validated.add(index)
 
     def decoded_bytes(self, chunk: int) -> int:
         """Return about how many bytes the columns of a chunk take in memory, at least."""
         if self._parquet is None:
             return int(self.ref.bytes * self.chunk_rows[chunk] / max(1, self.rows))
         return decoded_bytes(self._parquet.metadata, self.schema, self.columns, chunk)
+
+    def span(self) -> tuple[int, int]:
+        """Return the addresses between which a local file is mapped."""
+        self._file.seek(0)
+        start = int(self._file.read_buffer(1).address)
+        return start, start + self.ref.bytes
 
     def close(self) -> None:
         """Drop the handles; chunks already given out stay valid."""

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Block", "Message", "file_batches", "file_blocks", "file_footer", "walk_stream"]
+__all__ = [
+    "Block",
+    "Message",
+    "file_batches",
+    "file_blocks",
+    "file_footer",
+    "header_table",
+    "walk_stream",
+]
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _RECORD_BATCH = 3
@@ -105,6 +113,15 @@ def walk_stream(file: Any, size: int) -> Iterator[Message]:
         if position > size:
             raise ValueError("the stream ends inside a message body")
         yield Message(metadata, rows, start, position)
+
+
+def header_table(metadata: bytes) -> int:
+    """Return where the header's table (a schema, a record batch) stands in a message's metadata."""
+    (root,) = struct.unpack_from("<I", metadata, 0)
+    slot = _slot(metadata, root, 2)
+    if slot is None:
+        raise ValueError("a message holds no header")
+    return int(slot + struct.unpack_from("<I", metadata, slot)[0])
 
 
 def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:

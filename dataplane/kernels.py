@@ -28,6 +28,13 @@ def keys(base, counters):  # type: ignore[no-untyped-def]
     return out
 
 
+@njit(cache=True, nogil=True)
+def keys_up_to(base, counters, bound, inside):  # type: ignore[no-untyped-def]
+    """Take from a mask the counters whose keys are above a bound."""
+    for i in range(counters.size):
+        inside[i] &= _mix(_mix(base + counters[i] * _G)) <= bound
+
+
 @njit(cache=True, inline="always")
 def _added(half, other, key, size):  # type: ignore[no-untyped-def]
     """Return a half of a position after one round; no branch, so that loops are vectorised."""

@@ -1,5 +1,7 @@
 """Which files a source names: a file, a directory, a glob or a list, local or remote.
 
+A directory that names splits the way Hugging Face does is one source a split (`hub_folders`).
+
 Files are chosen by suffix and come in natural order, each with its path relative to the source's
 root: the directory given, a glob's fixed prefix, a file's parent, a list's common folder. Nothing
 is opened here.
@@ -19,10 +21,12 @@ from typing import Any
 from .canonical import has_utf8
 from .errors import DatasetError, MissingFileError
 from .fragments import FOOTER_THREADS, SUFFIXES
+from .hub_folders import is_cache, splits_of
 from .storage import Location, is_hidden, locate, natural_key
 
 __all__ = ["Listed", "list_sources"]
 
+_UNNAMED = "data"  # the source of a dataset that is no mapping
 _Files = list[tuple[str, Location, int | None]]  # relative path, place, bytes where known
 
 
@@ -44,9 +48,15 @@ class Listed:
         return f"{self.source}:{self.path}"
 
 
-def list_sources(data: Any, options: Mapping[str, Any] | None) -> list[Listed]:
-    """List a dataset's files; a dataset that is no mapping is one source called ``data``."""
-    sources = data if isinstance(data, Mapping) else {"data": data}
+def list_sources(
+    data: Any, options: Mapping[str, Any] | None, *, by_split: bool = True
+) -> list[Listed]:
+    """List a dataset's files.
+
+    A dataset that is no mapping is one source called ``data``; with `by_split`, a directory that
+    names splits is one source a split.
+    """
+    sources = data if isinstance(data, Mapping) else {_UNNAMED: data}
     if not sources:
         raise DatasetError("A dataset needs at least one source.")
     listed: list[Listed] = []
@@ -55,18 +65,26 @@ def list_sources(data: Any, options: Mapping[str, Any] | None) -> list[Listed]:
             raise DatasetError(
                 f"Source name '{name}' must be made of letters, digits, '_', '-' and '.'."
             )
-        listed += _list_source(str(name), where, options)
+        listed += _list_source(str(name), where, options, by_split and sources is not data)
     return listed
 
 
-def _list_source(name: str, where: Any, options: Mapping[str, Any] | None) -> list[Listed]:
+def _list_source(
+    name: str, where: Any, options: Mapping[str, Any] | None, by_split: bool
+) -> list[Listed]:
     if isinstance(where, str | os.PathLike):
         location = locate(where, options)
         files, what = _list_place(location), str(location)
+        # A file or a pattern that was named is no folder that could name splits.
+        by_split = by_split and all(f[1].path == location.join(f[0]).path for f in files)
     else:
+        by_split = False
         locations = [locate(w, options) for w in where]
         files, what = _list_files(locations), f"the list of {len(locations)} files"
     chosen = [f for f in files if f[0].lower().endswith(SUFFIXES)]
+    others = {f[0] for f in files} - {f[0] for f in chosen}
+    chosen = [f for f in chosen if not is_cache(f[0], others)]
+    splits = splits_of([f[0] for f in chosen], others) if by_split else {}
     if not chosen:
         found = f"{len(files)} other files" if files else "nothing"
         raise DatasetError(
@@ -79,7 +97,10 @@ def _list_source(name: str, where: Any, options: Mapping[str, Any] | None) -> li
     chosen.sort(key=lambda f: natural_key(f[0]))
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         sizes = pool.map(lambda f: f[1].size() if f[2] is None else f[2], chosen)
-        return [Listed(name, f[0], f[1], size) for f, size in zip(chosen, sizes, strict=True)]
+        return [
+            Listed(splits.get(f[0], name), f[0], f[1], size)
+            for f, size in zip(chosen, sizes, strict=True)
+        ]
 
 
 def _list_place(location: Location) -> _Files:

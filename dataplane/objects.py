@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
+from pathlib import Path
 from typing import Any
 
 from .errors import BatchloomError, StorageError
 from .remote_files import remote_error
 from .storage import Location
 
-__all__ = ["SCRATCH", "probe", "put", "put_if_absent", "refuse_no_store", "remove"]
+__all__ = ["SCRATCH", "probe", "put", "put_file", "put_if_absent", "refuse_no_store", "remove"]
 
 SCRATCH = ".probe-"  # begins the names of the keys that `probe` makes
 
@@ -24,6 +25,7 @@ SCRATCH = ".probe-"  # begins the names of the keys that `probe` makes
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
 _TRIES = 2
 _SMALL = 1 << 20  # bytes that are sent in no time
+_AT_ONCE = 64 << 20  # bytes of one request; more goes in parts
 
 _log = logging.getLogger("batchloom")
 
@@ -47,6 +49,25 @@ def put(location: Location, data: bytes) -> None:
         fs.pipe_file(path, data)
     except Exception as error:
         raise remote_error(location.path, error, "be written") from error
+
+
+def put_file(location: Location, file: Path) -> None:
+    """Put a local file of any size, over what is there; its name should be its content's."""
+    refuse_no_store(location)
+    size = file.stat().st_size
+    if size <= _AT_ONCE:
+        put_if_absent(location, file.read_bytes())
+    else:
+        try:
+            fs, path = location.filesystem(bulk=True)
+            fs.put_file(str(file), path)
+        except Exception as error:
+            raise remote_error(location.path, error, "be written") from error
+    if (found := location.size()) != size:
+        raise StorageError(
+            f"{location}: expected {size:,} bytes, found {found:,}. Nothing was committed; run the "
+            "same command again."
+        )
 
 
 def put_if_absent(location: Location, data: bytes) -> bool:

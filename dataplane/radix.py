@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from .errors import ColumnTypeError, ParameterError
 
-__all__ = ["FLOAT", "Order", "Words", "checked_order", "order_of", "ordered", "value_of"]
+__all__ = [
+    "FLOAT",
+    "Order",
+    "Words",
+    "checked_order",
+    "order_of",
+    "ordered",
+    "value_of",
+    "values_of",
+]
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -110,12 +119,20 @@ def ordered(values: npt.NDArray[Any]) -> Words:
 
 def value_of(word: int, dtype: npt.DTypeLike) -> Any:
     """Return the number of a word: the inverse of `ordered`, a numpy scalar."""
+    words = np.array([word], order_of(np.dtype(dtype)).words)
+    return values_of(words, dtype)[0]
+
+
+def values_of(words: Words, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return the numbers of words: the inverse of `ordered`."""
     order = order_of(np.dtype(dtype))
-    if order.kind == SIGNED or (order.kind == FLOAT and word & order.sign):
-        word ^= order.sign
+    words = words.astype(order.words)
+    if order.kind == SIGNED:
+        words ^= order.words.type(order.sign)
     elif order.kind == FLOAT:
-        word ^= order.last
-    return np.array([word], order.words).view(order.native)[0]
+        above = (words & order.words.type(order.sign)) != 0
+        words ^= np.where(above, order.words.type(order.sign), order.words.type(order.last))
+    return words.view(order.native)
 
 
 def checked_order(values: npt.NDArray[Any], dtype: str) -> Order:

@@ -50,6 +50,7 @@ __all__ = [
     "choose",
     "hash_values",
     "keys",
+    "keys_up_to",
     "mix64",
     "uniform",
 ]
@@ -86,6 +87,7 @@ class Stream(IntEnum):
     GROUP_ORDER = 12
     WINDOW_ORDER = 13
     HOME_ORDER = 14
+    RANDOM_SHARE = 15
 
 
 def _mix(x: int) -> int:
@@ -147,6 +149,18 @@ def _keys_from(base: int, counters: U64) -> U64:
         return compiled.keys(np.uint64(base), np.ascontiguousarray(counters))  # type: ignore[no-any-return]
     with np.errstate(over="ignore"):
         return mix64(mix64(counters * _G + np.uint64(base)))
+
+
+def keys_up_to(
+    bound: int, seed: int, stream: int, epoch: int, ids: U64, *, inside: npt.NDArray[np.bool_]
+) -> None:
+    """Take from the mask `inside`, shape (n,), the ids whose keys are above a bound."""
+    compiled = compiled_kernels(ids.size)
+    if compiled is None:
+        inside &= keys(seed, stream, epoch, ids) <= np.uint64(bound)
+        return
+    base = np.uint64(base_key(seed, stream, epoch))
+    compiled.keys_up_to(base, np.ascontiguousarray(ids), np.uint64(bound), inside)
 
 
 def uniform(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -176,6 +176,12 @@ class RecipeEpoch(Epoch):
         for start in range(0, len(self), count):
             yield self._expanded(start, min(start + count, len(self)))
 
+    def row_chunks(self) -> Iterator[U64]:
+        """Where all rows of the classes take part their order does not matter."""
+        if self.record.samples == self.recipe.rows:
+            return self._rows.union.chunks()
+        return super().row_chunks()
+
     def find_step(self, step: int) -> int:
         return min(step * self.recipe.micro_per_step, len(self))
 

@@ -157,6 +157,11 @@ class RowColumn:
         return int(self._starts[-1])
 
     @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The files, in order."""
+        return self._segments
+
+    @property
     def nbytes(self) -> int:
         return len(self) * self._row_bytes
 

@@ -7,6 +7,7 @@ Local files go through memory maps and the operating system's calls; everything 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import posixpath
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .errors import BatchloomError, MissingFileError, StorageError
+from .errors import BatchloomError, MissingFileError, NoRoomError, StorageError
 from .remote_files import RemoteFile, file_size, filesystem, remote_error
 
 __all__ = ["Location", "is_hidden", "locate", "natural_key", "storing", "unreadable"]
@@ -212,7 +213,8 @@ class Location:
             if self.is_local:
                 if os.stat(self.path).st_size == 0:
                     return pa.BufferReader(b"")  # an empty file cannot be mapped
-                return pa.memory_map(self.path, "rb")
+                with open(self.path, "rb") as file:
+                    return _MappedFile(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             return _ArrowFile(RemoteFile(self.path, self.options, size), "r")
 
     def read_bytes(self) -> bytes:
@@ -220,6 +222,17 @@ class Location:
             if self.is_local:
                 return Path(self.path).read_bytes()
             return RemoteFile(self.path, self.options).read()
+
+
+class _MappedFile(pa.BufferReader):  # type: ignore[misc]
+    """A mapped file; what was read of it stays resident until it is let go."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:  # Arrow's part is in __cinit__
+        self._mapped = mapped
+
+    def let_go(self) -> None:
+        """Keep no page of the file resident; what is still used is mapped again when touched."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class _ArrowFile(pa.PythonFile):  # type: ignore[misc]
@@ -323,11 +336,11 @@ def storing(what: str, target: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         target = os.fspath(target)
         reason = os.strerror(error.errno) if error.errno else str(error)
-        advice = "choose another target"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice, full = "choose another target", error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or error.errno == errno.EFBIG:
             advice = "free some space or choose another target, then run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "choose a target that this user may write to"
-        raise StorageError(
+        raise (NoRoomError if full else StorageError)(
             f"{what} failed: {reason} ({target}). Nothing was committed; {advice}."
         ) from error

@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from .commit import publish, staging, write_synced
-from .errors import BatchloomError, ManifestConflictError, MissingFileError, StorageError
+from .errors import (
+    BatchloomError,
+    ManifestConflictError,
+    MissingFileError,
+    NoRoomError,
+    StorageError,
+)
 from .manifest_header import HEADER
 from .objects import probe, put_if_absent, refuse_no_store, remove
 from .storage import Location, locate, storing
@@ -152,16 +158,16 @@ class LocalTarget(Target):
         pass
 
 
-def check_space(folder: Path, bytes_needed: int) -> None:
-    """Raise `StorageError` where the disk has no room for what is about to be written."""
+def check_space(folder: Path, bytes_needed: int, what: str = "The plan") -> None:
+    """Raise `NoRoomError` where the disk has no room for what is about to be written."""
     there = folder
     while not there.exists():
         there = there.parent
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
     if status.f_blocks and bytes_needed > free:
-        raise StorageError(
-            f"The plan needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
+        raise NoRoomError(
+            f"{what} needs about {bytes_needed:,} bytes in {folder}, and {free:,} are free. "
             "Free some space or choose another target; nothing was written."
         )
 

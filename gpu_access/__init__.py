@@ -1,7 +1,8 @@
 """How rows reach the accelerator.
 
-A newcomer's way in: `cpu` (rows of Arrow chunks, copied into one contiguous batch) and `transfer`
-(a host batch to a device; which GPU path this machine offers).
+A newcomer's way in: `unified` (a host table whose rows are asked for by id), `backends` (the ways
+they go, and the choice among them), `kernels` (what GPU threads do), `cache` (rows that are read
+again). `cpu` gathers rows of Arrow chunks into a batch, `transfer` moves it to a device.
 """
 
 import lazy_loader

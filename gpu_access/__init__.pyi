@@ -1,4 +1,17 @@
+from .backends import BackendChoice as BackendChoice
+from .backends import select_backend as select_backend
+from .cache import HotRowCache as HotRowCache
 from .cpu import CpuGather as CpuGather
+from .gather import GatherFuture as GatherFuture
+from .host_memory import HostTable as HostTable
+from .packed_gather import PackedGather as PackedGather
+from .placement import Placement as Placement
+from .placement import resolve_placement as resolve_placement
+from .registration import HostRegistration as HostRegistration
+from .registration import register_host_memory as register_host_memory
+from .stats import GatherStats as GatherStats
 from .transfer import GpuPath as GpuPath
 from .transfer import gpu_path as gpu_path
 from .transfer import to_device as to_device
+from .unified import UnifiedTensor as UnifiedTensor
+from .unified import is_unified as is_unified

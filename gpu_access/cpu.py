@@ -23,7 +23,16 @@ import torch
 from ..dataplane.columns import as_arrow, as_numpy, numpy_type
 from ..dataplane.errors import BatchloomError, ColumnTypeError, InvalidValueError
 
-__all__ = ["Column", "CpuGather", "RowsOfChunk", "host_tensor"]
+__all__ = [
+    "TENSOR_TYPES",
+    "ArrowColumn",
+    "Column",
+    "CpuGather",
+    "RowsOfChunk",
+    "fitting",
+    "host_tensor",
+    "null_refused",
+]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -31,7 +40,7 @@ I64 = npt.NDArray[np.int64]
 Column: TypeAlias = "torch.Tensor | pa.Array"
 """A column of a batch: a tensor where a row has a fixed width, else an Arrow array."""
 
-_TENSOR_TYPES: dict[str, torch.dtype] = {
+TENSOR_TYPES: dict[str, torch.dtype] = {
     "bool": torch.bool,
     "int8": torch.int8,
     "int16": torch.int16,
@@ -98,7 +107,7 @@ class CpuGather:
         for part in parts:
             answered += len(part.positions)
             for column in columns:
-                column.add(part)
+                column.add(part.chunk.column(column.name), part.offsets, part.positions)
         if answered != len(ids):  # else uninitialised memory would pass for data
             raise BatchloomError(f"{len(ids)} rows were asked for, {answered} were found.")
         return {c.name: c.finish() for c in columns}
@@ -106,15 +115,23 @@ class CpuGather:
 
 def host_tensor(values: npt.NDArray[Any], ids: U64, name: str) -> torch.Tensor:
     """Copy an array of one value a row into a tensor of a type that torch computes with."""
-    out = torch.empty(values.shape, dtype=_TENSOR_TYPES[values.dtype.name])
-    out.numpy()[...] = _fitting(values, ids, name)
+    out = torch.empty(values.shape, dtype=TENSOR_TYPES[values.dtype.name])
+    out.numpy()[...] = fitting(values, ids, name)
     return out
 
 
-def _column(field: pa.Field, ids: U64) -> _TensorColumn | _ArrowColumn:
+def null_refused(name: str, row: int) -> InvalidValueError:
+    """Return the error of a null in a column that becomes a tensor."""
+    return InvalidValueError(
+        f"Column '{name}' holds a null in row {row}, and a tensor cannot. Plan "
+        f'with --where "{name} is not null", or leave the column out with columns=[…].'
+    )
+
+
+def _column(field: pa.Field, ids: U64) -> _TensorColumn | ArrowColumn:
     known = numpy_type(field.type)
     if known is None:
-        return _ArrowColumn(field.name, field.type)
+        return ArrowColumn(field.name, field.type)
     return _TensorColumn(field.name, known, ids)
 
 
@@ -125,13 +142,13 @@ class _TensorColumn:
         self.name = name
         self._ids = ids
         dtype, shape = known
-        self._tensor = torch.empty((len(ids), *shape), dtype=_TENSOR_TYPES[dtype.name])
+        self._tensor = torch.empty((len(ids), *shape), dtype=TENSOR_TYPES[dtype.name])
         self._out = self._tensor.numpy()
 
-    def add(self, part: RowsOfChunk) -> None:
-        ids = self._ids[part.positions]
-        values = _rows(part.chunk.column(self.name), part.offsets, ids, self.name)
-        self._out[part.positions] = _fitting(
+    def add(self, array: pa.Array, offsets: I64, positions: I64) -> None:
+        ids = self._ids[positions]
+        values = _rows(array, offsets, ids, self.name)
+        self._out[positions] = fitting(
             values.reshape(len(ids), *self._out.shape[1:]), ids, self.name
         )
 
@@ -139,7 +156,7 @@ class _TensorColumn:
         return self._tensor
 
 
-class _ArrowColumn:
+class ArrowColumn:
     """Any other column: taken chunk by chunk, joined, put in order."""
 
     def __init__(self, name: str, type_: pa.DataType) -> None:
@@ -148,13 +165,14 @@ class _ArrowColumn:
         self._taken: list[pa.Array] = []
         self._positions: list[I64] = []
 
-    def add(self, part: RowsOfChunk) -> None:
+    def add(self, array: pa.Array, offsets: I64, positions: I64) -> None:
+        """Take rows of a chunk; they belong at some positions of the batch."""
         try:
-            taken = part.chunk.column(self.name).take(as_arrow(part.offsets))
+            taken = array.take(as_arrow(offsets))
         except pa.ArrowException as error:
             raise self._refused(error) from error
         self._taken.append(_wide_codes(taken))
-        self._positions.append(part.positions)
+        self._positions.append(positions)
 
     def finish(self) -> pa.Array:
         if not self._taken:
@@ -192,10 +210,7 @@ def _rows(column: pa.Array, offsets: I64, ids: U64, name: str) -> npt.NDArray[An
     taken = column.take(as_arrow(offsets))
     first = _first_null(taken)
     if first is not None:
-        raise InvalidValueError(
-            f"Column '{name}' holds a null in row {int(ids[first])}, and a tensor cannot. Plan "
-            f'with --where "{name} is not null", or leave the column out with columns=[…].'
-        )
+        raise null_refused(name, int(ids[first]))
     return as_numpy(taken, name)
 
 
@@ -221,7 +236,7 @@ def _first_null(array: pa.Array) -> int | None:
         array = array.flatten()
 
 
-def _fitting(values: npt.NDArray[Any], ids: U64, name: str) -> npt.NDArray[Any]:
+def fitting(values: npt.NDArray[Any], ids: U64, name: str) -> npt.NDArray[Any]:
     """Return the values unless one of them does not fit the tensor's type."""
     if values.dtype == np.uint64 and values.size and int(values.max()) >= 1 << 63:
         at = np.argwhere(values >= np.uint64(1 << 63))[0]

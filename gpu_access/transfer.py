@@ -1,7 +1,8 @@
 """A host batch to a device, and which way there this machine offers.
 
-The foundation's one transfer, ``'cpu'``, gathers on the CPU and copies the batch; ``'auto'`` takes
-the best that the machine offers, which for now is the same.
+``'cpu'`` gathers on the CPU and copies what was gathered; ``'staged'`` gathers into pinned memory
+and copies beside the training; ``'unified'`` lets GPU threads gather; ``'auto'`` takes the best
+that the machine offers. (`samplers.device_source` is where loaders choose.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..dataplane.errors import ParameterError
 
 __all__ = ["GpuPath", "Transfer", "check_transfer", "gpu_path", "resolve_device", "to_device"]
 
-Transfer = Literal["auto", "cpu"]
+Transfer = Literal["auto", "unified", "staged", "cpu"]
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 

@@ -1,6 +1,8 @@
 from .cleaning import gc as gc
 from .editing import edit as edit
+from .exporting import export as export
 from .methods import register as register
+from .packing import pack as pack
 from .planning import plan as plan
 from .planning import run as run
 from .rebinding import rebind as rebind

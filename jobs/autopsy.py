@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataplane.chunks import SCAN_ROWS
+from ..dataplane.chunks import SCAN_BYTES
 from ..dataplane.errors import BatchloomError, EngineError
 from ..dataplane.fragments import FragmentReader, FragmentRef
 from .trail import Trail
@@ -26,12 +26,16 @@ _REWRITE = "write the file in smaller row groups"
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A row group or record batch, and the bytes that its columns take decoded."""
+    """A row group or record batch, and the bytes that its columns take decoded.
+
+    `batch` are those decoded at a time: some rows of a row group, but a whole record batch.
+    """
 
     kind: str
     index: int
     rows: int
     bytes: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ def _more_memory(chunk: _Chunk | None, limit: int, machine: Machine | None) -> s
     need = max(2 * limit, _LEAST)
     text = ""
     if chunk is not None and chunk.bytes:
-        batch = chunk.bytes * min(chunk.rows, SCAN_ROWS) // max(1, chunk.rows)
-        need = max(need, _BASE + _COPIES * batch)
+        need = max(need, _BASE + _COPIES * chunk.batch)
         text = (
             f"Its largest {chunk.kind} (number {chunk.index}, {chunk.rows:,} rows) takes about "
             f"{size_text(chunk.bytes)} decoded in the columns that are read. "
@@ -129,8 +132,11 @@ def _largest_chunk(ref: FragmentRef, columns: Sequence[str], chunks: range | Non
     try:
         inside = range(len(reader.chunk_rows)) if chunks is None else chunks
         sizes = [reader.decoded_bytes(i) for i in inside]
-        largest = inside[int(np.argmax(sizes))]
-        kind = "row group" if reader.is_parquet else "record batch"
-        return _Chunk(kind, largest, int(reader.chunk_rows[largest]), max(sizes))
+        largest, size = inside[int(np.argmax(sizes))], max(sizes)
+        rows = int(reader.chunk_rows[largest])
+        if reader.is_parquet:
+            batch = min(size, max(SCAN_BYTES, size // max(1, rows)))
+            return _Chunk("row group", largest, rows, size, batch)
+        return _Chunk("record batch", largest, rows, size, size)
     finally:
         reader.close()

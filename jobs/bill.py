@@ -20,6 +20,7 @@ _PROGRAM = 320 * _MIB  # this process, Dask's scheduler in it, and the blocks th
 _SCANNING = 96 * _MIB  # what a task takes, where this process runs it itself
 _WORKER = 384 * _MIB  # a worker's program and its task, well below where Dask pauses it
 _SORTING = 96 * _MIB  # the least that is left for sorting and for chunks of columns
+_FILE_BYTES = 8192  # of the dataset's table, for each file: its place, its footer, its JSON
 _BLOCK_BYTES = 2048  # of the header, for each block, as JSON and as records
 _PLAN_BYTES = 64  # a row of a micro-batch, while it is made and written
 
@@ -34,7 +35,7 @@ def make_budget(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> Bud
     """
     bill = _bill(spec, dataset, stages)
     mine = sum(bill.values())
-    scans = spec.deep or any(stage.reads() for stage in stages)
+    scans = spec.deep or any(stage.uses_engine for stage in stages)
     if not scans or spec.scheduler is not None:
         total = _total(spec, mine, bill, 0)
         return Budget(total, spec.workers, None, total - mine + _SORTING)
@@ -65,6 +66,7 @@ def _bill(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> dict[str,
     blocks = epochs * max(-(-rows // BLOCK_ROWS), -(-batches // BLOCK_MICRO_BATCHES))
     bill = {
         "the program": _PROGRAM,
+        "the table of files": len(dataset.refs) * _FILE_BYTES,
         "bits for the rows": int(bit * (1 + sets * (1 + BITMAP_INDEX))),
         "the manifest's header": blocks * _BLOCK_BYTES,
         "a micro-batch": _PLAN_BYTES * max(0, min(spec.batch_size, rows) - BLOCK_ROWS),

@@ -4,7 +4,8 @@
 rows, since what a plan knows of each row is on disk (`work`) and is sorted there where it does not
 fit. In memory stay
 
-- the program itself, in each process;
+- the program itself, in each process, and a few batches of about 4 MiB of what it scans;
+- what is known of each file;
 - one bit a row id for the rows that take part, with an index of 14 % more, and one bit a row for
   those that were planned;
 - what the manifest's header says of each block;

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from .engine import Engine
 from .progress import Progress
 from .tasks import TASK_BYTES, RowFunction, ScanTask, compute_rows, group_tasks
 from .work import Entry, WorkFolder
+
+if TYPE_CHECKING:
+    from .losses import Losses, Signal
 
 __all__ = ["JobContext", "OnInvalid"]
 
@@ -48,6 +51,12 @@ class JobContext:
         What batch and reduce stages tell of themselves, for the manifest's provenance.
     codes : dict
         Columns that were read as codes: name → (rows, codes by rank).
+    epochs : (int, int)
+        That are planned, half-open.
+    signal : Signal or None
+        Where the training's signals are.
+    losses : dict
+        Losses that were read, by where they are from.
     """
 
     dataset: Dataset
@@ -62,6 +71,9 @@ class JobContext:
     micro_per_step: int = 1
     reports: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, tuple[RowSet, RowColumn]] = field(default_factory=dict)
+    epochs: tuple[int, int] = (0, 1)
+    signal: Signal | None = None
+    losses: dict[str, Losses] = field(default_factory=dict)
 
     def map_rows(
         self,

@@ -47,11 +47,17 @@ _PACKAGES = (
     ("s3fs", "s3fs", "s3:// datasets: pip install 'batchloom[s3]'"),
     ("triton", "triton", "GPU kernels: pip install 'batchloom[gpu]'"),
 )
+_WAYS = {  # what each way of a row to a GPU is good for
+    "zero_copy": "gathers by GPU threads from host memory",
+    "alias": "the same by torch's own kernel",
+    "staged": "gathers on the CPU, copied beside training",
+    "cpu": "gathers on the CPU",
+}
 _DISTRIBUTIONS = {"faiss": ("faiss-gpu", "faiss-cpu", "faiss-gpu-cu12")}
 
 
 def examine() -> list[Finding]:
-    """Look at the machine; nothing is started and nothing is written."""
+    """Look at the machine; nothing stays started, and nothing of yours is written."""
     supported = sys.platform.startswith("linux") or sys.platform == "darwin"
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     findings = [
@@ -59,7 +65,7 @@ def examine() -> list[Finding]:
         Finding("system", supported, system + ("" if supported else " (not supported)")),
         Finding("cores", True, f"{os.cpu_count()} of the machine, {_usable_cores()} usable"),
         Finding("memory", True, _memory()),
-        _gpu(),
+        *_gpu(),
         _huge_pages(),
     ]
     return findings + [_package(*p) for p in _PACKAGES]
@@ -75,11 +81,22 @@ def _memory() -> str:
     return f"{total / 2**30:.1f} GiB"
 
 
-def _gpu() -> Finding:
+def _gpu() -> list[Finding]:
+    """Say whether there is a GPU, and each way of rows to it: what was tried, and what came of it.
+
+    Trying compiles a kernel and reads a few pages of host memory through the GPU.
+    """
+    from ..gpu_access.backends import select_backend
     from ..gpu_access.transfer import gpu_path
 
-    path = gpu_path()
-    return Finding("GPU path", path.available, f"{path.path}: {path.reason}", "device='cuda'")
+    gpu = gpu_path()
+    findings = [Finding("GPU path", gpu.available, gpu.reason, "device='cuda'")]
+    ladder = select_backend().ladder
+    findings += [
+        Finding(f"rows by {tried.backend}", tried.works, tried.reason, _WAYS[tried.backend])
+        for tried in ladder
+    ]
+    return findings
 
 
 def _huge_pages() -> Finding:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .forms import manifest_bytes
-from .spec import JobSpec, resolve_stages
+from .job_file import settled
+from .losses import open_signal
+from .spec import JobSpec
 from .start import check_job, open_job, rows_of
 from .tasks import group_tasks
 
@@ -43,8 +45,8 @@ class Estimate:
 
 def estimate(spec: JobSpec) -> Estimate:
     """Say what a job would do; nothing is written, no data is read."""
-    stages = resolve_stages(spec)
-    dataset, first_added = open_job(spec)
+    spec, stages = settled(spec)
+    dataset, first_added = open_job(spec, open_signal(spec))
     check_job(spec, dataset, stages)
     rows = len(rows_of(dataset, first_added))
     epochs = spec.epochs[1] - spec.epochs[0]

@@ -13,6 +13,7 @@ from ..dataplane.manifest_writer import ManifestWriter
 from ..dataplane.storage import locate
 from ..dataplane.versions import versions
 from .context import JobContext
+from .losses import Signal
 from .spec import JobSpec
 from .work import remove_staging
 
@@ -22,7 +23,10 @@ _EPOCH, _STAGING = "epoch", "staging"
 
 
 def job_identity(
-    spec: JobSpec, dataset: Dataset, stages: Sequence[Mapping[str, Any]]
+    spec: JobSpec,
+    dataset: Dataset,
+    stages: Sequence[Mapping[str, Any]],
+    signal: Signal | None = None,
 ) -> dict[str, Any]:
     """Return what makes two jobs the same, as JSON: all that decides, and what computes it."""
     return {
@@ -33,6 +37,7 @@ def job_identity(
         "batch_size": spec.batch_size,
         "micro_per_step": spec.micro_per_step,
         "form": spec.form,
+        "signal": None if signal is None else signal.fingerprint(),
         "versions": versions(),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..dataplane.dataset import Dataset
-from ..dataplane.fragments import content_sha256
+from ..dataplane.deep_hashes import content_sha256
 from .engine import Engine
 from .progress import Progress
 from .tasks import TASK_BYTES, ScanTask, group_tasks

@@ -30,12 +30,15 @@ class Method:
     summary : str
     place : str or class
         ``module:Class`` in this room, or a class that was registered.
+    verb : bool
+        Whether ``batchloom plan NAME`` makes a plan of it alone.
     """
 
     name: str
     kind: StageKind
     summary: str
     place: str | type[Stage]
+    verb: bool = False
 
     def load(self) -> type[Stage]:
         """Import the stage's class."""
@@ -49,9 +52,15 @@ class Method:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("shuffle", "batch", "uniform or stratified micro-batches", "shuffle:Shuffle"),
         Method(
-            "kmeans", "group", "k-means: batches within or across clusters", "kmeans:KMeansGroup"
+            "shuffle", "batch", "uniform or stratified micro-batches", "shuffle:Shuffle", verb=True
+        ),
+        Method(
+            "kmeans",
+            "group",
+            "k-means: batches within or across clusters",
+            "kmeans:KMeansGroup",
+            verb=True,
         ),
         Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
         Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
@@ -60,6 +69,26 @@ METHODS: dict[str, Method] = {
         Method("keep", "select", "rows whose key is in a file", "keys:Keep"),
         Method("drop", "select", "rows whose key is not in a file", "keys:Drop"),
         Method("split", "select", "one named share of the rows", "split:Split"),
+        Method(
+            "seta", "select", "SeTa: a window over groups of loss", "seta:SeTaSelect", verb=True
+        ),
+        Method(
+            "infobatch",
+            "select",
+            "InfoBatch: fewer of the easy rows, weighed up",
+            "infobatch:InfoBatchSelect",
+            verb=True,
+        ),
+        Method(
+            "random", "select", "a random share of the rows", "random_share:RandomSelect", verb=True
+        ),
+        Method(
+            "hard-batches",
+            "reduce",
+            "the micro-batches, or rows, of the highest loss",
+            "hard_batches:HardBatchReduce",
+            verb=True,
+        ),
     )
 }
 

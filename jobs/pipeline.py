@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class Pipeline:
             if isinstance(stage, SelectStage) and stage.per_epoch:
                 return index
         return len(self._before)
+
+    def prepare(self) -> None:
+        """Let the stages read what all epochs need."""
+        for stage in self._stages:
+            stage.prepare(self._job)
 
     @property
     def weight_semantics(self) -> Any:
@@ -90,13 +96,21 @@ class Pipeline:
 
     def batches(self, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
         """Yield the epoch's micro-batches after all reduces."""
-        for chunk in self.batch.batches(self._job, state, epoch):
-            for stage in self._reduces:
-                chunk = stage.reduce(self._job, chunk, epoch)
+        plans = partial(self.batch.batches, self._job, state, epoch)
+        for stage in self._reduces:
+            plans = partial(_reduced, plans, stage, self._job, epoch)
+        for chunk in plans():
             if chunk.weights is None and self.weight_semantics is not None:
                 ones = np.ones(len(chunk.rows), dtype=np.float32)
                 chunk = replace(chunk, weights=ones)
             yield chunk
+
+
+def _reduced(
+    plans: Callable[[], Iterator[BatchPlan]], stage: ReduceStage, job: JobContext, epoch: int
+) -> Iterator[BatchPlan]:
+    reduce = stage.begin(job, plans, epoch)
+    return map(reduce, plans())
 
 
 def identity_of(

@@ -23,12 +23,14 @@ from .engine import Engine
 from .finished import Finished, job_identity
 from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
+from .job_file import load_job, resolve_stages, settled
+from .losses import open_signal, signals_digest
 from .methods import make_stage
 from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
-from .spec import JobSpec, load_job, resolve_stages
+from .spec import JobSpec
 from .stages import PlanState
-from .start import check_job, open_job, rows_of, space_for, target_of
+from .start import check_job, open_job, rows_of, space_for, splits_of, target_of
 from .work import work_folder
 
 __all__ = ["make_spec", "plan", "run", "run_job"]
@@ -137,9 +139,12 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
         One clear sentence; nothing half-written stays.
     """
     progress = progress or LogProgress()
-    stages = resolve_stages(spec)
-    dataset, first_added = open_job(spec)
+    spec, stages = settled(spec)
+    signal = open_signal(spec)
+    dataset, first_added = open_job(spec, signal)
     check_job(spec, dataset, stages)
+    if said := splits_of(spec, dataset):
+        progress.warn(said)
     target, parent = target_of(spec)
     budget = make_budget(spec, dataset, stages)
     made_of = identity_of(stages, spec, first_added)
@@ -147,7 +152,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
     with (
         space_for(target, needed),
         # It outlives the workers, which write there.
-        work_folder(target.beside, job_identity(spec, dataset, made_of)) as work,
+        work_folder(target.beside, job_identity(spec, dataset, made_of, signal)) as work,
         Engine(
             scheduler=spec.scheduler,
             workers=budget.workers,
@@ -168,9 +173,12 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             progress,
             spec.task_bytes,
             spec.micro_per_step,
+            epochs=spec.epochs,
+            signal=signal,
         )
         deep = hash_dataset(dataset, engine, progress, spec.task_bytes) if spec.deep else None
         pipeline = Pipeline(job, stages, rows_of(dataset, first_added))
+        pipeline.prepare()
         with ManifestWriter(
             target,
             snapshot=dataset.snapshot,
@@ -180,6 +188,7 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             weight_semantics=pipeline.weight_semantics,
             side=pipeline.batch.side,
             parent=parent,
+            signals=signals_digest(job.losses),
             deep_hashes=deep,
         ) as writer:
             finished = Finished(job, writer, target.beside, spec.epochs)

@@ -21,12 +21,15 @@ from ..dataplane.lineage import change_stage
 from ..dataplane.manifest import Manifest
 from ..dataplane.plan import BatchPlan
 from ..dataplane.remap import RowMapping, remap_rows
+from ..dataplane.snapshot import Snapshot
+from ..dataplane.storage import locate
 from ..dataplane.targets import Target, target_at
 from .engine import Engine, parse_bytes
 from .key_join import map_rows_by_key
 from .progress import LogProgress, Progress
 from .rewriting import Mask, Survey, child_of, open_parent, planned_rows, rewrite, survey
 from .signal_files import RemappedSignal, check_signal, remapped_signal
+from .signal_stores import remapped_store
 from .start import refuse_inside
 
 __all__ = ["Missing", "rebind"]
@@ -68,7 +71,8 @@ def rebind(
     missing : {'fail', 'drop'}
         What to do with planned rows whose key the new dataset does not hold.
     signal, signal_out : path, optional
-        An Arrow or Parquet file with a column ``row``, and where to write it with the new row ids.
+        A signal store, or an Arrow or Parquet file with a column ``row``, and where to write it
+        with the new row ids.
     scheduler, workers, memory
         Where the keys are read; see `engine.Engine`.
     storage_options : mapping, optional
@@ -128,7 +132,7 @@ def rebind(
         )
         job = _Rebinding(parent, before, after, key, mapping, progress)
         found = job.survey(missing)
-        with _carried(signal, signal_out, mapping) as carried:
+        with _carried(signal, signal_out, mapping, after.snapshot) as carried:
             return job.write(target, found, carried)
 
 
@@ -137,9 +141,14 @@ def _carried(
     signal: str | os.PathLike[str] | None,
     signal_out: str | os.PathLike[str] | None,
     mapping: RowMapping,
+    snapshot: Snapshot,
 ) -> Iterator[RemappedSignal | None]:
     if signal is None or signal_out is None:
         yield None
+        return
+    if locate(signal).is_dir():
+        with remapped_store(os.fspath(signal), os.fspath(signal_out), mapping, snapshot) as carried:
+            yield carried
         return
     with remapped_signal(signal, signal_out, mapping) as carried:
         yield carried

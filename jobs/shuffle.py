@@ -10,7 +10,7 @@ the largest, into somewhat smaller micro-batches; no row is dropped or repeated 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,8 @@ from ..dataplane.row_column import RowColumn, sum_counts
 from .codes import CODE_BYTES, read_codes
 from .context import JobContext
 from .disk_orders import ORDER_BYTES, stratify
+from .spec import JobSpec
 from .stages import BatchStage, PlanState
-
-if TYPE_CHECKING:
-    from .spec import JobSpec
 
 __all__ = ["Shuffle"]
 

@@ -17,16 +17,19 @@ import pyarrow.parquet as pq
 from ..dataplane.canonical import file_sha256
 from ..dataplane.columns import as_arrow, as_numpy
 from ..dataplane.commit import sync_path
-from ..dataplane.errors import DatasetError, ManifestConflictError, ParameterError
+from ..dataplane.errors import ManifestConflictError, ParameterError
 from ..dataplane.remap import RowMapping, remap_rows
+from ..dataplane.signal_file import (
+    IPC_SUFFIXES,
+    PARQUET_SUFFIXES,
+    is_signal_file,
+    open_signal_file,
+)
+from ..dataplane.signals import SignalStore
 from ..dataplane.snapshot import as_row_ids
-from ..dataplane.storage import storing
+from ..dataplane.storage import locate, storing
 
 __all__ = ["RemappedSignal", "check_signal", "remapped_signal"]
-
-_PARQUET = (".parquet", ".pq")
-_IPC = (".arrow", ".feather", ".ipc")
-_ROWS = 1 << 18  # a batch
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,21 @@ class RemappedSignal:
 
 def check_signal(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Refuse what can be refused before anything is read."""
-    for name, path in (("signal", source), ("signal_out", target)):
-        if Path(path).suffix.lower() not in _PARQUET + _IPC:
-            raise ParameterError(
-                f"The '{name}' parameter must name an Arrow or Parquet file "
-                f"({', '.join(_PARQUET + _IPC)}). Got '{os.fspath(path)}' instead."
+    if locate(source).is_dir():
+        SignalStore.open(source)
+        if Path(target).exists():
+            raise ManifestConflictError(
+                f"{os.fspath(target)} is there already; choose another target, or remove that one "
+                "first."
             )
-    schema, _ = _read(Path(source))
-    if "row" not in schema.names or not pa.types.is_integer(schema.field("row").type):
-        raise DatasetError(
-            f"The signal {os.fspath(source)} has the columns {', '.join(schema.names)}: expected a "
-            "column 'row' of row ids."
-        )
+        return
+    for name, path in (("signal", source), ("signal_out", target)):
+        if not is_signal_file(path):
+            raise ParameterError(
+                f"The '{name}' parameter must name a signal store, or an Arrow or Parquet file "
+                f"({', '.join(PARQUET_SUFFIXES + IPC_SUFFIXES)}). Got '{os.fspath(path)}' instead."
+            )
+    open_signal_file(locate(source))
 
 
 @contextlib.contextmanager
@@ -75,7 +81,7 @@ def remapped_signal(
     try:
         with storing("Writing the signal", place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            found = _write(Path(source), staged, place.suffix.lower() in _PARQUET, mapping)
+            found = _write(Path(source), staged, place.suffix.lower() in PARQUET_SUFFIXES, mapping)
             sync_path(staged)
         yield found
         _publish(staged, place)
@@ -85,7 +91,7 @@ def remapped_signal(
 
 def _write(source: Path, staged: Path, parquet: bool, mapping: RowMapping) -> RemappedSignal:
     written = gone = 0
-    schema, batches = _read(source)
+    schema, batches = open_signal_file(locate(source))
     at = schema.get_field_index("row")
     schema = schema.set(at, pa.field("row", pa.uint64()))
     with _writer(staged, schema, parquet) as writer:
@@ -98,39 +104,6 @@ def _write(source: Path, staged: Path, parquet: bool, mapping: RowMapping) -> Re
             written += kept.num_rows
             gone += batch.num_rows - kept.num_rows
     return RemappedSignal(written, gone)
-
-
-def _read(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return the schema and the record batches of a signal."""
-    with _reading(path):
-        file = pa.memory_map(str(path))
-        if path.suffix.lower() in _PARQUET:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            return parquet.schema_arrow, _each(path, parquet.iter_batches(_ROWS))
-        reader = pa.ipc.open_file(file)
-        batches = map(reader.get_batch, range(reader.num_record_batches))
-        return reader.schema, _each(path, batches)
-
-
-def _each(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    while True:
-        with _reading(path):
-            batch = next(batches, None)
-            if batch is None:
-                return
-            batch.validate(full=True)  # a damaged offset of a string or list ends the process
-        yield batch
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise DatasetError(f"There is no signal at {path}.") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise DatasetError(f"The signal {path} cannot be read: {reason}.") from error
 
 
 def _writer(path: Path, schema: pa.Schema, parquet: bool) -> Any:

@@ -1,4 +1,4 @@
-"""What a job file holds.
+"""What a job file holds; `job_file` reads it and makes its stages.
 
     dataset = "data/"                    # or a list, or a table of named sources
     out = "plan/"
@@ -23,8 +23,6 @@ METHOD --help``). Paths are as on the command line: relative to the current dire
 from __future__ import annotations
 
 import os
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -32,15 +30,12 @@ from pydantic import BeforeValidator, Field
 from ..dataplane.errors import JobSpecError, ParameterError
 from ..dataplane.parameters import parameters
 from .engine import parse_bytes
-from .methods import make_stage
-from .shuffle import Shuffle
-from .stages import BatchStage, GroupStage, ReduceStage, SelectStage, Stage
 from .tasks import TASK_BYTES
 
-__all__ = ["JobSpec", "load_job", "resolve_stages"]
+__all__ = ["JobSpec", "parse_epochs"]
 
 
-def _epochs(value: Any) -> Any:
+def parse_epochs(value: Any) -> tuple[int, int]:
     """Read "0:3", "3" and 3 as a half-open range."""
     found = value
     if isinstance(value, str):
@@ -62,7 +57,7 @@ def _path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-Epochs = Annotated[tuple[int, int], BeforeValidator(_epochs)]
+Epochs = Annotated[tuple[int, int], BeforeValidator(parse_epochs)]
 PathText = Annotated[str, BeforeValidator(_path)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 
@@ -85,6 +80,10 @@ class JobSpec:
     added_only: Annotated[
         bool, Field(description="only rows added after `since`, or after the series' last member")
     ] = False
+    signal: Annotated[
+        PathText | None,
+        Field(description="what a training wrote of rows: a signal store, or a file"),
+    ] = None
     on_invalid: Annotated[
         Literal["fail", "drop"], Field(description="rows whose values cannot be used")
     ] = "fail"
@@ -113,77 +112,3 @@ class JobSpec:
             )
         if self.scheduler is not None and self.workers is not None:
             raise JobSpecError("Give either a scheduler or a number of workers, not both.")
-
-
-def load_job(path: str | os.PathLike[str]) -> JobSpec:
-    """Read a job file; every error names the file, the key, the value and what is allowed."""
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise JobSpecError(f"The job file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobSpecError(f"{path} is not TOML: {error}.") from error
-    try:
-        spec = JobSpec(**values)
-        resolve_stages(spec)
-    except (ParameterError, JobSpecError) as error:
-        raise JobSpecError(f"{path}: {error}") from None
-    return spec
-
-
-def resolve_stages(spec: JobSpec) -> list[Stage]:
-    """Make the stages of a job, in order, the default batch stage filled in.
-
-    Raises
-    ------
-    JobSpecError
-        Where a method or parameter is wrong, or the kinds make no plan.
-    """
-    stages: list[Stage] = []
-    for number, table in enumerate(spec.stages):
-        where = f"stages[{number}]"
-        if "method" not in table:
-            raise JobSpecError(f"{where} names no method.")
-        rest = {k: v for k, v in table.items() if k != "method"}
-        try:
-            stages.append(make_stage(str(table["method"]), rest))
-        except JobSpecError as error:
-            raise JobSpecError(f"{where}: {error}") from None
-    stages = _with_batch(stages)
-    for stage in stages:
-        stage.check(spec)
-    return stages
-
-
-def _with_batch(stages: list[Stage]) -> list[Stage]:
-    groups = [s for s in stages if isinstance(s, GroupStage)]
-    batches = [s for s in stages if isinstance(s, BatchStage)]
-    if len(groups) > 1 or len(batches) > 1:
-        named = ", ".join(s.method for s in (groups if len(groups) > 1 else batches))
-        kind = "group" if len(groups) > 1 else "batch"
-        raise JobSpecError(f"A plan has at most one {kind} stage; these are {named}.")
-    if not batches:
-        first_reduce = next(
-            (i for i, s in enumerate(stages) if isinstance(s, ReduceStage)), len(stages)
-        )
-        default = groups[0].default_batch() if groups else Shuffle()
-        stages = [*stages[:first_reduce], default, *stages[first_reduce:]]
-    batch = next(i for i, s in enumerate(stages) if isinstance(s, BatchStage))
-    for i, stage in enumerate(stages):
-        before = isinstance(stage, SelectStage | GroupStage)
-        if (before and i > batch) or (isinstance(stage, ReduceStage) and i < batch):
-            raise JobSpecError(
-                f"The {stage.kind} stage '{stage.method}' stands on the wrong side of the batch "
-                f"stage '{stages[batch].method}': selects and groups come before it, reduces after."
-            )
-    maker = stages[batch]
-    if isinstance(maker, BatchStage) and maker.needs_groups and not groups:
-        raise JobSpecError(
-            f"The batch stage '{maker.method}' needs a group stage before it, such as kmeans."
-        )
-    semantics = {s.weight_semantics for s in stages if s.weight_semantics is not None}
-    if len(semantics) > 1:
-        raise JobSpecError(
-            "Weights of the kinds 'importance' and 'cluster' cannot be mixed in one plan."
-        )
-    return stages

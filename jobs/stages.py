@@ -8,9 +8,9 @@ it says its name, its kind and its source. See `methods` for how to add one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,7 @@ from ..dataplane.plan import BatchPlan, Selection, SideColumn, Unit, WeightSeman
 from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
-
-if TYPE_CHECKING:
-    from .spec import JobSpec
+from .spec import JobSpec
 
 __all__ = [
     "BatchStage",
@@ -33,6 +31,7 @@ __all__ = [
     "Columns",
     "GroupStage",
     "PlanState",
+    "Reduce",
     "ReduceStage",
     "SelectStage",
     "Stage",
@@ -47,6 +46,8 @@ _SCAN_RATE = 150e6  # compressed bytes a CPU second, for estimates
 def _split_commas(value: Any) -> Any:
     return [v.strip() for v in value.split(",")] if isinstance(value, str) else value
 
+
+Reduce: TypeAlias = Callable[[BatchPlan], BatchPlan]
 
 Columns = Annotated[
     list[str],
@@ -151,7 +152,11 @@ class Stage:
     summary: ClassVar[str]
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    """What else its help says: paragraphs."""
     weight_semantics: ClassVar[WeightSemantics | None] = None
+    series: ClassVar[bool] = False
+    """Whether a plan learns from the epochs before, so that it is a member of a series."""
 
     def identity(self) -> dict[str, Any]:
         """What the manifest's identity records of the stage."""
@@ -167,6 +172,14 @@ class Stage:
 
     def check(self, spec: JobSpec) -> None:
         """Raise `JobSpecError` where the job's own settings do not fit the stage."""
+
+    @property
+    def uses_engine(self) -> bool:
+        """Whether the stage has tasks for workers."""
+        return bool(self.reads())
+
+    def prepare(self, job: JobContext) -> None:
+        """Read what all epochs need, once, before the first."""
 
     def cost(self, dataset: Dataset, rows: int) -> float:
         """CPU seconds that the stage is expected to take."""
@@ -250,6 +263,15 @@ class ReduceStage(Stage):
     """Makes a plan of a plan, micro-batch by micro-batch."""
 
     kind = "reduce"
+
+    def begin(
+        self, job: JobContext, plans: Callable[[], Iterator[BatchPlan]], epoch: int
+    ) -> Reduce:
+        """Return what reduces the chunks of an epoch, in order.
+
+        `plans` makes them, for a stage that must see all of them before it reduces one.
+        """
+        return lambda plan: self.reduce(job, plan, epoch)
 
     def reduce(self, job: JobContext, plan: BatchPlan, epoch: int) -> BatchPlan:
         """Return the reduced micro-batches of a chunk; row ids in, row ids out."""

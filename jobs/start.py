@@ -15,8 +15,10 @@ from ..dataplane.manifest_header import HEADER
 from ..dataplane.rowset import RowSet
 from ..dataplane.series import Series
 from ..dataplane.snapshot import Snapshot
+from ..dataplane.snapshot_bases import check_related, newest_base
 from ..dataplane.storage import locate
 from ..dataplane.targets import Target, target_at
+from .losses import Signal
 from .spec import JobSpec
 from .stages import Stage
 
@@ -27,12 +29,19 @@ __all__ = [
     "refuse_inside",
     "rows_of",
     "space_for",
+    "splits_of",
     "target_of",
 ]
 
 
-def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
-    """Return the dataset, and the first row id that counts as added where only those are wanted."""
+def open_job(spec: JobSpec, signal: Signal | None = None) -> tuple[Dataset, int | None]:
+    """Return the dataset, and the first row id that counts as added where only those are wanted.
+
+    Raises
+    ------
+    DatasetChangedError
+        Where the signal belongs to another dataset, or numbers its rows differently.
+    """
     since: Snapshot | None = None
     base: Snapshot | None = None  # what rows were added to
     if spec.since is not None:
@@ -40,6 +49,9 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
     elif spec.series and spec.snapshot is None:
         series = Series(spec.out, storage_options=spec.storage_options)
         since = series.members[-1].snapshot if series.ranges else None
+        if signal is not None:
+            mine = [] if since is None else [(f"the series {spec.out}", since)]
+            since = newest_base([*mine, *signal.bases])
         # Not the member that is planned now, where it is there already and the job runs again.
         before = [r for r in series.ranges if r[1] <= spec.epochs[0]]
         base = series.member(*before[-1]).snapshot if before else None
@@ -49,9 +61,24 @@ def open_job(spec: JobSpec) -> tuple[Dataset, int | None]:
         since=since,
         storage_options=spec.storage_options,
     )
+    for name, held in () if signal is None else signal.bases:
+        newest_base([(name, held), (f"{spec.dataset}", dataset.snapshot)])
+        check_related(name[0].upper() + name[1:], held, dataset.snapshot)
     if not spec.added_only:
         return dataset, None
     return dataset, 0 if base is None else base.next_row_id
+
+
+def splits_of(spec: JobSpec, dataset: Dataset) -> str | None:
+    """Say that a folder's splits are all planned, where it was named as a whole."""
+    sources = sorted({f.source for f in dataset.snapshot.fragments})
+    if isinstance(spec.dataset, Mapping) or len(sources) < 2 or spec.snapshot or spec.since:
+        return None
+    one = next((name for name in sources if name.startswith("train")), sources[0])
+    return (
+        f"{spec.dataset} holds the splits {', '.join(sources)}, and all of them are planned. Name "
+        f"what to train on to plan it alone, such as {one}=FILES."
+    )
 
 
 def _given_snapshot(spec: JobSpec) -> Snapshot | None:

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataplane.dataset import DatasetLike
+from ..dataplane.dataset import DatasetLike, open_dataset
+from ..dataplane.deep_hashes import content_sha256
 from ..dataplane.epoch_count import recount
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import DatasetChangedError, DatasetError
-from ..dataplane.fragments import content_sha256
 from ..dataplane.manifest import Manifest
+from ..dataplane.packed import PackedTable
+from ..dataplane.packed_header import HEADER
 from ..dataplane.series import Series, open_plan
 from ..dataplane.snapshot import find_deep_hashes
+from ..dataplane.storage import locate
 from .progress import Progress, QuietProgress
 
-__all__ = ["Verified", "verify"]
+__all__ = ["Verified", "is_packed", "verify", "verify_packed"]
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,30 @@ def _compare_contents(manifest: Manifest, dataset: Any) -> int:
                 "Restore the file from its source."
             )
     return len(planned)
+
+
+def is_packed(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether a packed table is at a path or URI."""
+    return locate(path, storage_options).join(HEADER).exists()
+
+
+def verify_packed(
+    path: str | os.PathLike[str],
+    data: DatasetLike | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> PackedTable:
+    """Check every byte of a packed table; with `data`, that the packed fragments are as they were.
+
+    Raises
+    ------
+    PackedCorruptError, DatasetChangedError
+    """
+    table = PackedTable.open(path, verify="all", storage_options=storage_options)
+    if data is not None:
+        open_dataset(
+            data,
+            snapshot=table.snapshot,
+            needed=table.parts.fragments,
+            storage_options=storage_options,
+        )
+    return table

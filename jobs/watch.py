@@ -7,6 +7,7 @@ thread that asks.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ Cause = Literal["memory", "signal", "exit", "unknown"]
 _EXIT_SECONDS = 2  # how long the nanny may take to say how a worker ended
 _REFRESH_SECONDS = 5
 _TOPICS = ("all", "worker-restart-memory")
+_ECHO = "batchloom-watch"  # a topic of our own
+_ECHO_SECONDS = 0.05, 10.0  # between two calls, and in all
 
 
 def size_text(size: int) -> str:
@@ -122,8 +125,7 @@ class Watch:
         self._seen: dict[str, Worker] = {}
         self.workers: dict[str, Worker] = {}
         self.deaths: list[Death] = []
-        for topic in _TOPICS:
-            client.subscribe_topic(topic, self._told)
+        self._subscribe()
         self._refresh()
 
     def close(self) -> None:
@@ -131,6 +133,23 @@ class Watch:
         with suppress(OSError, RuntimeError):
             for topic in _TOPICS:
                 self._client.unsubscribe_topic(topic)
+
+    def _subscribe(self) -> None:
+        """Ask for events, and return when they come.
+
+        A client does not wait until the scheduler has heard what it subscribes to. A worker that
+        joined after `_refresh` and before that would be told by nobody, and never be checked. What
+        we subscribed to last was heard last, so we call until we hear ourselves.
+        """
+        heard = threading.Event()
+        for topic in _TOPICS:
+            self._client.subscribe_topic(topic, self._told)
+        self._client.subscribe_topic(_ECHO, lambda _: heard.set())
+        deadline = time.monotonic() + _ECHO_SECONDS[1]
+        while not heard.is_set() and time.monotonic() < deadline:
+            self._client.log_event(_ECHO, "heard")
+            heard.wait(_ECHO_SECONDS[0])
+        self._client.unsubscribe_topic(_ECHO)
 
     @property
     def threads(self) -> int:

@@ -7,6 +7,6 @@ from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader
 from .losses import weighted_loss as weighted_loss
 from .row_source import RowSource as RowSource
-from .row_source import SourceStats as SourceStats
+from .source_stats import SourceStats as SourceStats
 from .state import LoaderState as LoaderState
 from .stats import LoaderStats as LoaderStats

@@ -118,6 +118,7 @@ class Iteration(Iterator[Any]):
             self._watch(True)
             raise
         last, self._window = self._window, run.window
+        run.window.arrive()
         if self._buffers is not None and last is not None and last is not run.window:
             self._buffers.give(last.buffers)
         self._pieces, self._first, self._results = run.pieces, run.first, run.results

@@ -11,6 +11,7 @@ resuming decide who gets which rows when, never which rows a step holds.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import ParameterError
+from ..dataplane.pack_cache import CACHE_BYTES
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
 from .buffers import Buffers
 from .checks import require_int
@@ -27,7 +28,7 @@ from .collate import Collate, resolve_collate
 from .iteration import Ahead, Iteration, prefetched
 from .pipeline import Pipeline
 from .ranks import OnUneven, resolve_ranks
-from .row_source import RowSource, SourceOptions, Sources
+from .row_source import RowsLike, SourceOptions, Sources
 from .stats import LoaderStats, Meter
 from .transforms import Transform
 from .walk import Epochs, PlanLike, PlanWalk
@@ -47,9 +48,9 @@ class ManifestLoader:
     Parameters
     ----------
     plan : path, URI, Manifest or Series
-    dataset : path, URI, list, mapping, Dataset or RowSource
-        The dataset that was planned; more files than planned are fine. A `RowSource` answers for
-        itself that its rows are those that were planned.
+    dataset : path, URI, list, mapping, Dataset, PackedTable or RowSource
+        The dataset that was planned, more files than planned are fine; or a packed table of it. A
+        `RowSource` answers for itself that its rows are those that were planned.
     columns : sequence of str, optional
         All columns when None.
     epochs : int or iterable of int, optional
@@ -58,8 +59,10 @@ class ManifestLoader:
         Those of torch.distributed where it runs, else 0 of 1.
     device : str or torch.device
         Where batches go. Arrow arrays stay on the host.
-    transfer : {'auto', 'cpu'}
-        How they get there.
+    transfer : {'auto', 'unified', 'staged', 'cpu'}
+        How they get there: gathered by the GPU's threads from host tables that are filled when the
+        loader is made, gathered into pinned memory and copied beside the training, or gathered and
+        copied. ``'auto'``: the first that works and fits; see `device_source`.
     window : int, optional
         Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
         many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
@@ -90,8 +93,17 @@ class ManifestLoader:
         How often to look for them.
     storage_options : mapping, optional
         Options of the filesystem of plan and dataset, for URIs.
+    pack : bool
+        Whether a dataset that cannot be mapped (Parquet, compressed or remote files) is packed when
+        it is first used, by one process of a machine; see `dataplane.pack_cache`. Else, and where
+        the disk has no room, its chunks are decoded again and again.
+    packed_dir : path, optional
+        The folder of tables that were packed so. Default: ``BATCHLOOM_CACHE``, else
+        ``batchloom/packed`` in the user's cache folder.
+    packed_bytes : int
+        What that folder may hold; least recently used tables make room.
     cache_bytes : int
-        Decoded row groups that are kept.
+        Decoded row groups that are kept in memory where nothing is packed.
     verify : {'header', 'all'}
         ``'all'`` checks every byte of the plan before its first batch.
 
@@ -119,7 +131,7 @@ class ManifestLoader:
     def __init__(
         self,
         plan: PlanLike,
-        dataset: DatasetLike | RowSource,
+        dataset: RowsLike,
         *,
         columns: Sequence[str] | None = None,
         epochs: Epochs = None,
@@ -138,6 +150,9 @@ class ManifestLoader:
         follow: bool = False,
         poll_seconds: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
+        pack: bool = True,
+        packed_dir: str | os.PathLike[str] | None = None,
+        packed_bytes: int = CACHE_BYTES,
         cache_bytes: int = 256 << 20,
         verify: Literal["header", "all"] = "header",
         progress: bool = False,
@@ -147,6 +162,7 @@ class ManifestLoader:
         if prefetch is not None:
             require_int("prefetch", prefetch, 0)
         require_int("cache_bytes", cache_bytes, 0)
+        require_int("packed_bytes", packed_bytes, 0)
         check_transfer(transfer)
         _check_columns(columns)
         _check_transform(transform, transform_threads, transform_workers)
@@ -160,7 +176,21 @@ class ManifestLoader:
             verify=verify,
             storage_options=storage_options,
         )
-        options = SourceOptions(columns, device, transfer, cache_bytes, storage_options)
+        if transform is not None and transfer == "unified":
+            raise ParameterError(
+                "A transform works on the host, and transfer='unified' brings rows to the GPU "
+                "before it: use transfer='auto', or do the work in the training step."
+            )
+        options = SourceOptions(
+            columns,
+            device if transform is None else torch.device("cpu"),
+            transfer if transform is None else "cpu",
+            cache_bytes,
+            storage_options,
+            pack,
+            packed_dir,
+            packed_bytes,
+        )
         self._sources = Sources(dataset, options)
         for manifest in self._walk.members():
             self._sources.bind(manifest)

@@ -1,16 +1,17 @@
 """Where a loader's rows come from: the seam between plans and storage.
 
-A `RowSource` answers one call: row ids in, columns out, in the order of the ids. `DatasetSource`
-reads the dataset's own files. Packed tables, and gathers that end on a device, are sources like it;
+A `RowSource` answers one call: row ids in, columns out, in the order of the ids. `MappedSource`
+copies them out of memory maps; `DatasetSource` decodes the dataset's own files, chunk by chunk.
 `open_source` is the one place that chooses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +21,21 @@ import torch
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike
 from ..dataplane.manifest import Manifest
+from ..dataplane.mapped import Mappable
+from ..dataplane.pack_cache import CACHE_BYTES
+from ..dataplane.packed import PackedTable
 from ..dataplane.rows import RowReader
 from ..gpu_access.cpu import Column, CpuGather
 from ..gpu_access.transfer import Transfer
+from .device_source import on_device
+from .mapped_source import MappedSource, packed_table, rows_at_hand
+from .source_stats import SourceStats
 
 __all__ = [
     "DatasetSource",
     "RowSource",
+    "RowsLike",
     "SourceOptions",
-    "SourceStats",
     "Sources",
     "open_source",
     "row_bytes",
@@ -39,30 +46,6 @@ U64 = npt.NDArray[np.uint64]
 _MAPPED_WINDOW = 2 << 20
 _DECODED_WINDOW = 32 << 20
 _UNKNOWN_BYTES = 64  # of a value of a column whose rows have no fixed width, at the least
-
-
-@dataclass(frozen=True)
-class SourceStats:
-    """What a source has read so far.
-
-    Attributes
-    ----------
-    bytes_read : int
-        Decoded or fetched; memory-mapped chunks count once, when they are first opened.
-    hits, misses : int
-        Chunks that were at hand, and that had to be read.
-    """
-
-    bytes_read: int = 0
-    hits: int = 0
-    misses: int = 0
-
-    def plus(self, other: SourceStats) -> SourceStats:
-        return SourceStats(
-            self.bytes_read + other.bytes_read,
-            self.hits + other.hits,
-            self.misses + other.misses,
-        )
 
 
 @runtime_checkable
@@ -156,6 +139,10 @@ def _is_mapped(dataset: Dataset) -> bool:
     return all(r.location.is_local and not r.uri.lower().endswith(decoded) for r in refs)
 
 
+RowsLike: TypeAlias = "DatasetLike | PackedTable | RowSource"
+"""What a loader takes its rows from."""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """How a loader wants its rows."""
@@ -165,18 +152,19 @@ class SourceOptions:
     transfer: Transfer
     cache_bytes: int
     storage_options: Mapping[str, Any] | None = None
+    pack: bool = True
+    packed_dir: str | os.PathLike[str] | None = None
+    packed_bytes: int = CACHE_BYTES
 
 
-def open_source(
-    manifest: Manifest, data: DatasetLike | RowSource, options: SourceOptions
-) -> RowSource:
+def open_source(manifest: Manifest, data: RowsLike, options: SourceOptions) -> RowSource:
     """Choose where the rows that a manifest planned come from.
 
     Parameters
     ----------
     manifest : Manifest
         Whose rows they are; checked to be there, unchanged.
-    data : path, URI, list, mapping, Dataset or RowSource
+    data : path, URI, list, mapping, Dataset, PackedTable or RowSource
         A `RowSource` answers for itself.
     options : SourceOptions
 
@@ -186,8 +174,34 @@ def open_source(
     """
     if isinstance(data, RowSource):
         return data
-    dataset = manifest.open_dataset(data, storage_options=options.storage_options)
-    return DatasetSource(dataset, options.columns, cache_bytes=options.cache_bytes)
+    host_of = _host_sources(manifest, data, options)
+    return on_device(host_of, manifest, options.device, options.transfer)
+
+
+def _host_sources(
+    manifest: Manifest, data: DatasetLike | PackedTable, options: SourceOptions
+) -> Callable[[Sequence[str] | None], RowSource]:
+    """Return what makes sources of some columns, whose rows end on the host."""
+    fragments, columns = manifest.planned_fragments(), options.columns
+    table: Mappable | None
+    if isinstance(data, PackedTable):
+        data.require(manifest.snapshot, fragments)
+        table = data
+    else:
+        dataset = manifest.open_dataset(data, storage_options=options.storage_options)
+        dataset.check_sources(dataset.schema.names if columns is None else columns)
+        table = rows_at_hand(
+            dataset,
+            columns,
+            fragments,
+            pack=options.pack,
+            packed_dir=options.packed_dir,
+            packed_bytes=options.packed_bytes,
+        )
+    if table is None:
+        cache = options.cache_bytes
+        return lambda some: DatasetSource(dataset, some or columns, cache_bytes=cache)
+    return lambda some: MappedSource(table, some or columns)
 
 
 class Sources:
@@ -195,13 +209,13 @@ class Sources:
 
     Parameters
     ----------
-    data : path, URI, list, mapping, Dataset or RowSource
-        A `RowSource` serves all manifests, and is left open.
+    data : path, URI, list, mapping, Dataset, PackedTable or RowSource
+        A path may be that of a packed table. A `RowSource` serves all manifests, and is left open.
     options : SourceOptions
     """
 
-    def __init__(self, data: DatasetLike | RowSource, options: SourceOptions) -> None:
-        self._data = data
+    def __init__(self, data: RowsLike, options: SourceOptions) -> None:
+        self._data: RowsLike = packed_table(data, options.storage_options) or data
         self._options = options
         self._given = isinstance(data, RowSource)
         self._opened: dict[Any, RowSource] = {}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal
 
-from .row_source import SourceStats
+from .source_stats import SourceStats
 from .transforms import Run
 from .walk import Cursor
 
@@ -54,8 +54,8 @@ class LoaderStats:
     storage_seconds, transform_seconds, transfer_seconds : float
         Spent in each stage, on whatever threads or worker processes: with several at once, more
         than the time that passed.
-    bytes_read, hits, misses : int
-        What the source read; see `row_source.SourceStats`.
+    bytes_read, hits, misses, bytes_by_path, line_requests
+        What the source did; see `source_stats.SourceStats`.
     """
 
     batches: int = 0
@@ -69,6 +69,8 @@ class LoaderStats:
     bytes_read: int = 0
     hits: int = 0
     misses: int = 0
+    bytes_by_path: Mapping[str, int] = field(default_factory=dict)
+    line_requests: int = 0
 
     @property
     def samples_per_second(self) -> float:
@@ -169,6 +171,8 @@ class Meter:
             source.bytes_read,
             source.hits,
             source.misses,
+            source.bytes_by_path,
+            source.line_requests,
         )
 
     def warn(self, source: Callable[[], SourceStats]) -> None:

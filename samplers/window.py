@@ -16,6 +16,7 @@ import torch
 
 from ..dataplane.plan import Ragged, SideColumn
 from ..dataplane.snapshot import row_ids_to_int64
+from ..gpu_access.arriving import Arriving
 from ..gpu_access.cpu import Column, host_tensor
 from ..gpu_access.transfer import Transfer, to_device
 from .batch import Batch
@@ -37,6 +38,8 @@ class Window:
         Whose rows they are.
     columns : mapping of str → Column
         Rows of all the batches, one after the other.
+    arriving : Arriving, optional
+        What the columns are a part of, where that is on its way to a device.
 
     Attributes
     ----------
@@ -50,13 +53,16 @@ class Window:
     Memory is the window's own, never the plan's or a file's; batches may write to their views.
     """
 
-    def __init__(self, pieces: Pieces, columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self, pieces: Pieces, columns: Mapping[str, Column], arriving: Arriving | None = None
+    ) -> None:
         self.pieces = pieces
         self._columns: dict[str, Any] = dict(columns)
         self._views: dict[str, Sequence[Any]] = {}  # of columns
         self._facts: dict[str, Sequence[Any]] = {}
         self.bytes = sum(column.nbytes for column in columns.values())
         self.buffers: Tensors = {}
+        self._arriving = columns if isinstance(columns, Arriving) else arriving
         self._device: torch.device | None = None
         self._transfer: Transfer = "auto"
         self._lock = Lock()
@@ -85,6 +91,12 @@ class Window:
         for name, views in self._views.items():  # what `collate` made
             self._views[name] = [v.to(device) for v in views]
         return self
+
+    def arrive(self) -> None:
+        """Let the caller's stream wait for columns that are on their way to a device."""
+        if self._arriving is not None:
+            self._arriving.wait()
+            self._arriving = None
 
     def put(self, name: str, views: Sequence[Any]) -> None:
         """Replace or add a column, by its value in each batch."""
@@ -190,9 +202,11 @@ def shared_out(group: Sequence[Pieces], columns: Mapping[str, Column]) -> list[W
     if len(group) == 1:
         return [Window(group[0], columns)]
     windows, start = [], 0
+    arriving = columns if isinstance(columns, Arriving) else None
     for pieces in group:
         rows = len(pieces.ids)
-        windows.append(Window(pieces, {n: _rows(c, start, rows) for n, c in columns.items()}))
+        mine = {name: _rows(column, start, rows) for name, column in columns.items()}
+        windows.append(Window(pieces, mine, arriving))
         start += rows
     return windows
 

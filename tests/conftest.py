@@ -26,6 +26,12 @@ from batchloom.tests.contracts.awkward import awkward  # noqa: E402
 from batchloom.tests.dataplane.store import Store, moto_server, proxied  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what loaders pack on first use away from the user's own cache; child processes too."""
+    os.environ["BATCHLOOM_CACHE"] = str(tmp_path_factory.mktemp("packed"))
+
+
 @pytest.fixture(scope="session")
 def awkward_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a format to the directory of the awkward dataset; read only."""
@@ -47,7 +53,15 @@ def moto() -> Iterator[int]:
 
 
 @pytest.fixture
-def store(moto: int) -> Iterator[Store]:
-    """A fresh folder of an S3 store, behind a proxy that injects faults."""
+def store(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A fresh folder of an S3 store, behind a proxy that injects faults.
+
+    In this process what failed is tried again as often as ever, after short pauses.
+    """
+    from batchloom.dataplane import remote_files
+    from botocore.retries.standard import ExponentialBackoff
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr(remote_files, "_PAUSES", (0.01,) * len(remote_files._PAUSES))
     with proxied(moto) as made:
         yield made

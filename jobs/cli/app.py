@@ -1,7 +1,8 @@
 """The command line put together, and the verbs that begin: demo, doctor, scan, run.
 
 Each verb imports what it runs when it runs, so that ``--help`` answers at once. `plan` holds the
-methods, `reading` the verbs that look into a plan, `changing` those that make one of another.
+methods, `reading` the verbs that look into a plan, `changing` those that make one of another,
+`packing` the one that packs, `exporting` the one that hands a plan to other libraries.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import typer
 
 from . import options as opt
 from .changing import VERBS as CHANGING
+from .exporting import VERBS as EXPORTING
 from .output import print_json, print_table, progress_of, reporting
+from .packing import VERBS as PACKING
 from .plan import plan_verbs, run_spec
 from .reading import VERBS as READING
 
@@ -43,7 +46,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.command("scan")(scan)
     app.add_typer(plan_verbs(arguments), name="plan")
     app.command("run")(run)
-    for verb in (*READING, *CHANGING):
+    for verb in (*PACKING, *READING, *CHANGING, *EXPORTING):
         app.command(verb.__name__)(verb)
     app.callback()(_version)
     return app
@@ -84,7 +87,7 @@ def run(
     \b
     batchloom run job.toml --dry-run
     """
-    from ..spec import load_job
+    from ..job_file import load_job
 
     spec, given = load_job(job), opt.parse_storage_options(storage_options)
     if given is not None:  # beside the file's own: credentials need not stand in a file
@@ -171,7 +174,7 @@ def scan(
     """
     from ...dataplane.errors import JobSpecError
     from ..engine import Engine, parse_bytes
-    from ..scan import scan as scan_dataset
+    from ..scanning import scan as scan_dataset
 
     if deep and out is None:
         raise JobSpecError("--deep stores the hashes beside the snapshot: name one with --out.")

@@ -94,10 +94,11 @@ def rebind(
         str, typer.Option(metavar="fail|drop", help="Planned rows that are gone.")
     ] = "fail",
     signal: Annotated[
-        str | None, typer.Option(metavar="FILE", help="An Arrow or Parquet file with a row column.")
+        str | None,
+        typer.Option(metavar="PATH", help="A signal store, or a file with a row column."),
     ] = None,
     signal_out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The same with the new row ids.")
+        str | None, typer.Option(metavar="PATH", help="The same with the new row ids.")
     ] = None,
     scheduler: opt.Scheduler = None,
     workers: opt.Workers = None,
@@ -154,7 +155,7 @@ def materialize(
     \b
     batchloom materialize plan/ --out plan-explicit/
     """
-    from ..materialize import materialize as materialize_plan
+    from ..materializing import materialize as materialize_plan
 
     copy = materialize_plan(
         manifest,
@@ -204,7 +205,7 @@ def gc(
 
 def _printed_as_json(manifest: Any, as_json: bool) -> bool:
     """Print a manifest that was made; return whether that was all."""
-    from ..inspect import describe_manifest
+    from ..inspecting import describe_manifest
 
     if as_json:
         print_json(describe_manifest(manifest))

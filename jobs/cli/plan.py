@@ -23,7 +23,7 @@ def plan_verbs(arguments: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
     )
     for name, method in METHODS.items():
-        if method.kind in ("group", "batch") and name not in ("within", "across", "aligned"):
+        if method.verb:
             text = _method_help(name) if name in arguments else method.summary
             verbs.command(name, help=text, short_help=method.summary)(_plan_verb(name))
     return verbs
@@ -35,6 +35,7 @@ def _method_help(name: str) -> str:
 
     stage = METHODS[name].load()
     lines = [f"{stage.summary[0].upper()}{stage.summary[1:]}.", "", "\b", stage.example]
+    lines += ["", stage.about] if stage.about else []
     lines += ["", "\b", "Parameters, as --set name=value:"]
     for p in describe_parameters(stage):
         default = "required" if p.required else f"default {p.default}"
@@ -70,6 +71,10 @@ def _plan_verb(method: str) -> Any:
             bool,
             typer.Option("--added-only", help="Only rows added after --since, or to a --series."),
         ] = False,
+        signal: Annotated[
+            str | None,
+            typer.Option(metavar="PATH", help="Losses: a signal store, or a file with row, loss."),
+        ] = None,
         where: Annotated[
             str | None, typer.Option(metavar="EXPR", help="Only rows for which this is true.")
         ] = None,
@@ -122,6 +127,7 @@ def _plan_verb(method: str) -> Any:
             "snapshot": snapshot,
             "since": since,
             "added_only": added_only,
+            "signal": signal,
             "on_invalid": on_invalid,
             "form": form,
             "series": series,
@@ -151,7 +157,7 @@ def run_spec(spec: Any, *, dry_run: bool, progress: str, quiet: bool, as_json: b
 
         _print_estimate(estimate(spec), as_json)
         return
-    from ..inspect import describe_manifest
+    from ..inspecting import describe_manifest
 
     manifest = run_job(spec, progress=progress_of(progress, quiet))
     if as_json:

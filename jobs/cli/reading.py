@@ -31,7 +31,7 @@ def inspect(
     batchloom inspect plan/ --epoch 0 --step 3
     """
     from ...dataplane.series import open_plan
-    from ..inspect import describe_manifest, describe_step
+    from ..inspecting import describe_manifest, describe_step
 
     opened = open_plan(manifest, storage_options=opt.parse_storage_options(storage_options))
     if step is not None:
@@ -207,19 +207,32 @@ def verify(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    r"""Check every byte of a manifest; exit 1 where something is not as it should be.
+    r"""Check every byte of a manifest or packed table; exit 1 where something is not as it should.
 
     \b
     batchloom verify plan/ --dataset data/
     batchloom verify plan/ --deep
+    batchloom verify packed/ --dataset data/
     """
+    from ..verifying import is_packed, verify_packed
     from ..verifying import verify as verify_plan
 
+    options = opt.parse_storage_options(storage_options)
+    if is_packed(manifest, options):
+        table = verify_packed(
+            manifest, None if dataset is None else opt.parse_dataset(dataset), options
+        )
+        if as_json:
+            print_json({"table_id": table.table_id, "rows": table.rows, "bytes": table.bytes})
+        else:
+            print(f"whole: {table.table_id}")
+            print(f"{table.rows:,} rows, {len(table.files)} files, {human_bytes(table.bytes)}")
+        return
     found = verify_plan(
         manifest,
         None if dataset is None else opt.parse_dataset(dataset),
         deep=deep,
-        storage_options=opt.parse_storage_options(storage_options),
+        storage_options=options,
         progress=progress_of(progress, quiet),
     )
     if as_json:
@@ -257,7 +270,7 @@ def diff(
     \b
     batchloom diff plan/ plan2/
     """
-    from ..diff import diff as diff_manifests
+    from ..diffing import diff as diff_manifests
 
     found = diff_manifests(a, b, storage_options=opt.parse_storage_options(storage_options))
     if as_json:

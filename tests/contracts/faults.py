@@ -41,6 +41,7 @@ class Faulty(SelectStage):
     signal: Annotated[int, Field(description="how it kills")] = 9
     seconds: Annotated[float, Field(description="of sleep a batch")] = 0.0
     sign: Annotated[str, Field(description="folder in which processes that run tasks sign")] = ""
+    hurry: Annotated[str, Field(description="file; when it is there nobody sleeps")] = ""
 
     def parameters(self) -> dict[str, Any]:
         return {}  # none of them decides anything
@@ -58,17 +59,19 @@ class Faulty(SelectStage):
             number=self.signal,
             seconds=self.seconds,
             sign=self.sign,
+            hurry=self.hurry,
         )
         return Selection(np.arange(len(state.rows), dtype=np.uint64))
 
 
 def faulty(
-    batch: pa.RecordBatch, ids: Any, row: int, number: int, seconds: float, sign: str
+    batch: pa.RecordBatch, ids: Any, row: int, number: int, seconds: float, sign: str, hurry: str
 ) -> npt.NDArray[np.bool_]:
     """Sleep, and die where the batch holds the row; a row function."""
     if sign:
         Path(sign, str(os.getpid())).touch()
-    time.sleep(seconds)
+    if not (hurry and Path(hurry).exists()):
+        time.sleep(seconds)
     if row in batch.column("row").to_pylist():
         os.kill(os.getpid(), number)
         time.sleep(60)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from batchloom.dataplane.errors import InvalidValueError
 from batchloom.tests.contracts.awkward import awkward_table
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 TENSORS = {
@@ -174,7 +174,12 @@ class GatherContract:
         assert pa.types.is_dictionary(column.type)
         assert column.to_pylist() == ["b99", "a0", "b0"]
 
-    @settings(deadline=None, max_examples=50)
+    # Each subclass is an executor of its own, as it should be.
+    @settings(
+        deadline=None,
+        max_examples=50,
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    )
     @given(st.data())
     def test_any_chunks_any_order(self, data: st.DataObject) -> None:
         sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any))

@@ -65,6 +65,7 @@ class StageContract:
 
     def test_keeps_the_contract_of_its_kind(self, job: JobContext, state: PlanState) -> None:
         stage = self.stage()
+        stage.prepare(job)
         if isinstance(stage, SelectStage):
             check_select(stage, job, state)
         elif isinstance(stage, GroupStage):
@@ -106,8 +107,13 @@ class StageContract:
 
 def check_select(stage: SelectStage, job: JobContext, state: PlanState) -> None:
     """Rows of the state, with their weights, whatever how often they are asked for."""
-    first = state.selected(job, stage.select(job, state, 0))
-    again = state.selected(job, stage.select(job, state, 0))
+    for epoch in (0, 2) if stage.per_epoch else (0,):
+        check_selected(stage, job, state, epoch)
+
+
+def check_selected(stage: SelectStage, job: JobContext, state: PlanState, epoch: int) -> None:
+    first = state.selected(job, stage.select(job, state, epoch))
+    again = state.selected(job, stage.select(job, state, epoch))
     ids, before = first.rows.ids(), state.rows.ids()
     assert ids.tolist() == again.rows.ids().tolist()
     assert set(ids.tolist()) <= set(before.tolist())
@@ -148,10 +154,15 @@ def check_batch(stage: BatchStage, job: JobContext, state: PlanState) -> None:
 
 
 def check_reduce(stage: ReduceStage, job: JobContext, state: PlanState) -> None:
-    """The reduced plan has the same steps and no row that was not in the same micro-batch."""
+    """No row that was not in the same micro-batch, whatever the chunks that come."""
     plan = BatchPlan.cut(state.rows.ids(), job.batch_size)
-    reduced = stage.reduce(job, plan, 0)
-    reduced.check(())
-    assert len(reduced) == len(plan)
-    for k in range(len(plan)):
-        assert set(reduced.slice(k, k + 1).rows.tolist()) <= set(plan.slice(k, k + 1).rows.tolist())
+    chunks = [plan.slice(k, min(k + 3, len(plan))) for k in range(0, len(plan), 3)]
+    for epoch in (0, 1):
+        reduced = stage.begin(job, lambda: iter([plan]), epoch)(plan)
+        reduced.check(())
+        in_chunks = stage.begin(job, lambda: iter(chunks), epoch)
+        parts = BatchPlan.concat([in_chunks(chunk) for chunk in chunks])
+        assert parts.rows.tolist() == reduced.rows.tolist()
+        before = {int(s): set(plan.slice(k, k + 1).rows.tolist()) for k, s in enumerate(plan.step)}
+        for k, step in enumerate(reduced.step):
+            assert set(reduced.slice(k, k + 1).rows.tolist()) <= before[int(step)]

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batchloom.dataplane.chunks import SCAN_ROWS, chunk_runs, decoded_bytes
+from batchloom.dataplane import fragments
+from batchloom.dataplane.chunks import SCAN_BYTES, SCAN_ROWS, chunk_runs, decoded_bytes
 from batchloom.dataplane.dataset import open_dataset, scan_fragment
 from batchloom.dataplane.errors import FragmentCorruptError
 from batchloom.dataplane.fragments import FragmentReader
+from batchloom.dataplane.storage import _MappedFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +75,68 @@ def test_batches_of_pieces_are_those_of_the_whole(
     assert all(a.batch.equals(b.batch) for a, b in zip(pieces, whole, strict=True))
     assert np.concatenate([p.row_ids() for p in whole]).tolist() == list(range(rows))
     assert np.concatenate([np.array(p.batch["x"]) for p in whole]).tolist() == list(range(rows))
+
+
+def write_wide(path: Path, chunk: int) -> int:
+    """Write numbers, text that a dictionary hides, and lists of text, 3 KB a row; return rows."""
+    rows = 10_000
+    x = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(rows * 256, dtype=np.float32)), 256)
+    text = pa.array([f"text {i % 7} " * 200 for i in range(rows)])
+    lists = pa.array([[f"{i}"] * (i % 9) for i in range(rows)])
+    table = pa.table({"x": x, "text": text, "lists": lists, "row": np.arange(rows)})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=chunk)
+    else:
+        make = pa.ipc.new_file if path.suffix == ".arrow" else pa.ipc.new_stream
+        with make(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=chunk)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.arrows"])
+@pytest.mark.parametrize("chunk", [700, 10_000])
+def test_a_batch_takes_a_few_megabytes_however_wide_its_rows_are(
+    tmp_path: Path, name: str, chunk: int
+) -> None:
+    rows = write_wide(tmp_path / name, chunk)
+    dataset = open_dataset(tmp_path)
+    for columns in (["x"], ["text"], ["lists", "x", "text", "row"]):
+        batches = [p.batch for p in dataset.scan(columns)]
+        assert max(b.nbytes for b in batches) <= 1.1 * SCAN_BYTES
+        assert np.mean([b.nbytes for b in batches]) > SCAN_BYTES / 8
+        assert sum(b.num_rows for b in batches) == rows
+    whole = pa.Table.from_batches(batches)
+    assert whole["row"].to_pylist() == list(range(rows))
+    assert whole.equals(dataset.take(range(rows), ["lists", "x", "text", "row"]))
+    narrow = [p.batch.num_rows for p in dataset.scan(["row"])]
+    assert narrow == ([rows] if name == "a.parquet" or chunk == rows else [700] * 14 + [200])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_row_that_is_larger_than_a_batch_is_one(tmp_path: Path, name: str) -> None:
+    values = pa.array([bytes(n) for n in (9 << 20, 5 << 20, 7 << 20)], pa.binary())
+    table = pa.table({"x": values})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name, compression="zstd", use_dictionary=False)
+    else:
+        with pa.ipc.new_file(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    found = [p.batch for p in open_dataset(tmp_path).scan(["x"])]
+    assert [b.num_rows for b in found] == [1, 1, 1]
+    assert [len(b["x"][0].as_py()) for b in found] == [9 << 20, 5 << 20, 7 << 20]
+
+
+def test_pages_of_a_mapped_file_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was given out before stays as it is."""
+    told: list[int] = []
+    monkeypatch.setattr(fragments, "_RESIDENT_BYTES", SCAN_BYTES)
+    let_go = _MappedFile.let_go
+    monkeypatch.setattr(_MappedFile, "let_go", lambda self: (told.append(1), let_go(self)))
+    write_wide(tmp_path / "a.arrow", 10_000)
+    batches = [p.batch for p in open_dataset(tmp_path).scan(["x"])]
+    assert len(told) == sum(b.nbytes for b in batches) // SCAN_BYTES
+    values = np.concatenate([b["x"].flatten().to_numpy() for b in batches])
+    assert (values == np.arange(len(values), dtype=np.float32)).all()
 
 
 def test_decoded_bytes_count_widths_not_encodings(tmp_path: Path) -> None:

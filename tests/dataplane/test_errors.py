@@ -30,6 +30,11 @@ def test_messages_are_plain_and_travel(error: type[BatchloomError]) -> None:
     assert again.exit_code == one.exit_code in (1, 2)
 
 
+def test_a_code_of_cuda_travels_too() -> None:
+    again = pickle.loads(pickle.dumps(errors.HostRegistrationError("No.", 712, "already")))
+    assert (str(again), again.code, again.name) == ("No.", 712, "already")
+
+
 def test_exit_codes_tell_usage_from_failure() -> None:
     usage = {e.__name__ for e in ERRORS if e.exit_code == 2}
     assert {"ParameterError", "JobSpecError", "MissingExtraError", "WorldSizeError"} <= usage

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batchloom.dataplane import ipc_messages
+from batchloom.dataplane import ipc_messages, remote_files
 from batchloom.dataplane.dataset import open_dataset, scan_fragment
+from batchloom.dataplane.deep_hashes import content_sha256
 from batchloom.dataplane.errors import (
     BatchloomError,
     DatasetChangedError,
@@ -32,7 +33,6 @@ from batchloom.dataplane.errors import (
 from batchloom.dataplane.fragments import (
     FragmentReader,
     FragmentRef,
-    content_sha256,
     read_footer,
     read_footer_hash,
 )
@@ -382,7 +382,8 @@ class LateFile(io.BytesIO):
 fsspec.register_implementation("refusing", RefusingFileSystem, clobber=True)
 
 
-def test_places_that_refuse_are_no_damage() -> None:
+def test_places_that_refuse_are_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_files, "_PAUSES", (0.01, 0.01, 0.01))
     with pytest.raises(StorageError, match="refusing://private cannot be read: permission denied"):
         open_dataset("refusing://private")
     for where in ("refusing://nested", "refusing://nested/**", "refusing://nested/*/*.parquet"):

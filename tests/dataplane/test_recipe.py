@@ -185,6 +185,7 @@ def test_a_recipe_equals_its_copy(
             for one, other in blocks:
                 assert_same_plan(one, other)
     assert recipe.identity["planned_fragments"] == copy.identity["planned_fragments"]
+    assert recipe.row_frequencies().tolist() == copy.row_frequencies().tolist()
     same_access(recipe, copy, np.random.default_rng(seed % 2**32))
 
 

@@ -37,11 +37,6 @@ def gets(requests: list[Request]) -> list[str | None]:
     return [r.range for r in requests if r.method == "GET"]
 
 
-@pytest.fixture
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.01, 0.01, 0.01))
-
-
 # --- ranges ---------------------------------------------------------------------------------------
 
 
@@ -133,7 +128,6 @@ def test_ranges_of_several_files_are_fetched_together(store: Store) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("kind", ["cut-body", "short", "cut-before", "status"])
 @pytest.mark.parametrize("way", ["file", "ranges"])
 def test_what_is_cut_off_is_asked_for_again(store: Store, kind: str, way: str) -> None:
@@ -149,7 +143,6 @@ def test_what_is_cut_off_is_asked_for_again(store: Store, kind: str, way: str) -
     assert fault.seen == 2
 
 
-@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize(
     ("kind", "said"),
     [

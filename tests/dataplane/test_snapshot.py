@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane import listing
 from batchloom.dataplane.dataset import open_dataset
-from batchloom.dataplane.deep_hashes import find_deep_hashes, write_deep_hashes
+from batchloom.dataplane.deep_hashes import content_sha256, find_deep_hashes, write_deep_hashes
 from batchloom.dataplane.errors import DatasetChangedError, DatasetError, RowIdError
-from batchloom.dataplane.fragments import content_sha256
 from batchloom.dataplane.snapshot import (
     Fragment,
     Snapshot,

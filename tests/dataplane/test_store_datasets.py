@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane.dataset import Dataset, open_dataset
+from batchloom.dataplane.deep_hashes import content_sha256
 from batchloom.dataplane.errors import (
     BatchloomError,
     DatasetChangedError,
@@ -20,7 +20,6 @@ from batchloom.dataplane.errors import (
     FragmentCorruptError,
     StorageError,
 )
-from batchloom.dataplane.fragments import content_sha256
 from batchloom.dataplane.rows import RowReader
 from batchloom.tests.contracts.awkward import AWKWARD_ROWS, FORMATS
 from batchloom.tests.dataplane.store import Request, Store
@@ -239,16 +238,14 @@ def test_the_usual_environment_is_enough(store: Store, monkeypatch: pytest.Monke
 
 
 def test_an_endpoint_that_is_dead(store: Store) -> None:
-    """By default, too, it is an error within seconds."""
+    """By default, too, it is an error after a few tries."""
     options = {**store.options, "endpoint_url": "http://127.0.0.1:9"}
-    start = time.monotonic()
     with pytest.raises(StorageError, match="Could not connect to the endpoint") as caught:
         open_dataset(store.at("data"), storage_options=options)
-    assert time.monotonic() - start < 60
     one_sentence(caught.value)
 
 
-def test_throttling_is_waited_for(store: Store) -> None:
+def test_throttling_is_tried_again(store: Store) -> None:
     store.put("data/a.parquet", parquet(table().slice(0, 1000)))
     fault = store.fail("status", times=4)
     assert opened(store, store.at("data")).rows == 1000

@@ -252,10 +252,7 @@ def test_what_is_missing_cut_or_replaced(store: Store, whole: Manifest, tmp_path
 
 
 @pytest.mark.usefixtures("no_merging")
-def test_a_connection_that_is_cut_while_a_block_is_read(
-    store: Store, whole: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.01, 0.01, 0.01))
+def test_a_connection_that_is_cut_while_a_block_is_read(store: Store, whole: Manifest) -> None:
     found = opened(store, upload(store, whole))
     expected = list(drain(whole))
     for kind in ("cut-body", "short", "cut-before"):

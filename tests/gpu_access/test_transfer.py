@@ -11,8 +11,8 @@ def test_to_device():
 
 
 def test_unknown_transfer_names_the_allowed_ones():
-    with pytest.raises(ParameterError, match=r"'auto', 'cpu'\. Got 'unified' instead"):
-        to_device(torch.arange(3), "cpu", "unified")
+    with pytest.raises(ParameterError, match=r"'staged', 'cpu'\. Got 'direct' instead"):
+        to_device(torch.arange(3), "cpu", "direct")
 
 
 def test_resolve_device():

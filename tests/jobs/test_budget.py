@@ -16,8 +16,8 @@ from batchloom.jobs import bill, plan
 from batchloom.jobs.bill import make_budget, work_bytes
 from batchloom.jobs.budget import Budget, machine_memory
 from batchloom.jobs.engine import Engine
+from batchloom.jobs.job_file import resolve_stages
 from batchloom.jobs.planning import make_spec
-from batchloom.jobs.spec import resolve_stages
 
 MIB = 1 << 20
 BILLION = 10**9

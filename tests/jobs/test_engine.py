@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import pytest
 from batchloom.dataplane.errors import EngineError, InvalidValueError, ParameterError
 from batchloom.jobs import plan
 from batchloom.jobs.engine import Engine, parse_bytes
-from batchloom.tests.contracts.clusters import DaskCluster
+from batchloom.jobs.watch import Watch
+from batchloom.tests.contracts.clusters import DaskCluster, wait_for
+from distributed import Client
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,11 @@ def test_everything_listens_on_the_loopback_only() -> None:
 
 
 def test_nothing_is_left_running() -> None:
+    before = set(psutil.Process().children(recursive=True))  # such as a server of other tests
     with Engine(workers=2) as engine:
         list(engine.map(square, TASKS, 0))
         # The helper of multiprocessing that tracks shared resources outlives any one cluster.
-        children = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)) - before
         workers = [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
@@ -152,6 +156,36 @@ def test_a_separate_scheduler_makes_the_same_plan(
     there = plan("kmeans", small, out=tmp_path / "there", scheduler=cluster.address, **options)
     here = plan("kmeans", small, out=tmp_path / "here", workers=0, **options)
     assert there.manifest_id == here.manifest_id
+
+
+def test_a_watch_begins_when_it_is_heard(
+    cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the scheduler knows what the watch subscribes to, a worker could join unseen."""
+    deliver = Client._send_to_scheduler
+    held: list[dict[str, Any]] = []
+
+    def release() -> None:
+        while held:
+            deliver(client, held.pop(0))
+
+    def late(self: Client, message: dict[str, Any]) -> None:
+        if message["op"] != "subscribe-topic":
+            deliver(self, message)
+            return
+        if not held:
+            threading.Timer(0.5, release).start()
+        held.append(message)
+
+    with Client(cluster.address, set_as_default=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "_send_to_scheduler", late)
+            watch = Watch(client, exits=None, warn=print, note=print)
+            assert held == []
+        wait_for(lambda: watch.update() or len(watch.workers) >= 2)
+        cluster.start_worker()
+        wait_for(lambda: watch.update() or len(watch.workers) == 3)
+        watch.close()
 
 
 SCHEDULER_LOST = """

@@ -12,12 +12,12 @@ from batchloom.dataplane.errors import JobSpecError, ManifestError
 from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.plan import Selection
 from batchloom.jobs import JobSpec, forms, plan, run
-from batchloom.jobs.diff import diff
+from batchloom.jobs.diffing import diff
 from batchloom.jobs.estimate import estimate
-from batchloom.jobs.materialize import materialize
+from batchloom.jobs.job_file import resolve_stages
+from batchloom.jobs.materializing import materialize
 from batchloom.jobs.methods import METHODS, register
 from batchloom.jobs.planning import make_spec, run_job
-from batchloom.jobs.spec import resolve_stages
 from batchloom.jobs.stages import SelectStage
 from batchloom.tests.dataplane.helpers import assert_same_plan, litter
 from batchloom.tests.jobs.conftest import ROWS

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,31 @@ def arguments(method: list[str], data: Path, out: Path) -> list[Any]:
     return ["plan", *method[:1], data, "--out", out, *method[1:], "--batch-size", "32", "--quiet"]
 
 
+Whole = Callable[[list[str]], tuple[str, float]]
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Return a function from a method to its undisturbed run: the manifest's id, and seconds."""
+
+    @functools.cache
+    def run(*method: str) -> tuple[str, float]:
+        folder = tmp_path_factory.mktemp("whole")
+        seconds = run_job(arguments([*method], small, folder / "plan"), folder / "log")
+        return Manifest.open(folder / "plan").manifest_id, seconds
+
+    return lambda method: run(*method)
+
+
 class Killed:
     """A job, killed at moments drawn from its undisturbed run."""
 
-    def __init__(self, method: list[str], data: Path, folder: Path, seed: int) -> None:
+    def __init__(
+        self, method: list[str], data: Path, folder: Path, whole: Whole, seed: int
+    ) -> None:
         self.method, self.data, self.folder = method, data, folder
         self.draw = random.Random(seed)
-        self.seconds = run_job(arguments(method, data, folder / "whole"), folder / "log-whole")
-        self.id = Manifest.open(folder / "whole").manifest_id
+        self.id, self.seconds = whole(method)
 
     def once(self, number: int, *, flushed_only: bool) -> str:
         """Kill, look, run again; return what was there after the kill: absent or whole."""
@@ -49,17 +68,17 @@ class Killed:
 @pytest.mark.parametrize("method", [SHUFFLE, KMEANS], ids=["shuffle", "kmeans"])
 @pytest.mark.parametrize("flushed_only", [False, True], ids=["kill", "power"])
 def test_a_killed_job_leaves_nothing_or_all(
-    small: Path, tmp_path: Path, method: list[str], flushed_only: bool
+    small: Path, tmp_path: Path, whole: Whole, method: list[str], flushed_only: bool
 ) -> None:
-    killed = Killed(method, small, tmp_path, seed=4)
+    killed = Killed(method, small, tmp_path, whole, seed=4)
     for number in range(1 if method is KMEANS else 3):
         killed.once(number, flushed_only=flushed_only)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [SHUFFLE, KMEANS], ids=["shuffle", "kmeans"])
-def test_many_killed_jobs(small: Path, tmp_path: Path, method: list[str]) -> None:
-    killed = Killed(method, small, tmp_path, seed=5)
+def test_many_killed_jobs(small: Path, tmp_path: Path, whole: Whole, method: list[str]) -> None:
+    killed = Killed(method, small, tmp_path, whole, seed=5)
     states = [killed.once(n, flushed_only=n % 2 == 0) for n in range(25)]
     assert "absent" in states
 
@@ -100,9 +119,8 @@ def kill_one_worker(small: Path, tmp_path: Path, number: int, draw: random.Rando
     return killed
 
 
-def test_a_job_does_not_mind_a_killed_worker(small: Path, tmp_path: Path) -> None:
-    run_job(arguments(KMEANS, small, tmp_path / "whole"), tmp_path / "log")
-    expected = Manifest.open(tmp_path / "whole").manifest_id
+def test_a_job_does_not_mind_a_killed_worker(small: Path, tmp_path: Path, whole: Whole) -> None:
+    expected, _ = whole(KMEANS)
     draw = random.Random(1)
     killed = [kill_one_worker(small, tmp_path, n, draw) for n in range(2)]
     assert any(killed)
@@ -111,9 +129,8 @@ def test_a_job_does_not_mind_a_killed_worker(small: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_jobs_do_not_mind_twenty_killed_workers(small: Path, tmp_path: Path) -> None:
-    run_job(arguments(KMEANS, small, tmp_path / "whole"), tmp_path / "log")
-    expected = Manifest.open(tmp_path / "whole").manifest_id
+def test_jobs_do_not_mind_twenty_killed_workers(small: Path, tmp_path: Path, whole: Whole) -> None:
+    expected, _ = whole(KMEANS)
     draw, killed = random.Random(2), 0
     for number in range(40):
         killed += kill_one_worker(small, tmp_path, number, draw)

@@ -25,7 +25,7 @@ from batchloom.dataplane.sketch import Pass, quantile_rank
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.progress import QuietProgress
 from batchloom.jobs.quantiles import Packed, count_pass, scan_quantiles
-from batchloom.jobs.scan import scan
+from batchloom.jobs.scanning import scan
 from batchloom.jobs.tasks import group_tasks
 from batchloom.tests.dataplane.test_sketch import hard_losses
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from batchloom.dataplane import Manifest, open_dataset
+from batchloom.dataplane import Manifest, SignalStore, open_dataset
 from batchloom.dataplane.errors import (
     DatasetChangedError,
     DatasetError,
@@ -309,3 +309,33 @@ def test_nothing_would_be_left(tmp_path: Path) -> None:
     pq.write_table(small_table(500, 520), new / "x.parquet")
     with pytest.raises(SelectionError, match="Nothing would be left of epoch 0"):
         rebind(made, old, new, key="key", out=tmp_path / "c", missing="drop", workers=0)
+
+
+def test_a_signal_store_is_carried_over(parent: Manifest, old: Path, tmp_path: Path) -> None:
+    new, order = rewritten(tmp_path / "new", left_out=[7])
+    rows = np.arange(20)
+    for value in (1, 2):
+        with SignalStore.for_writing(tmp_path / "s", parent) as store:
+            store.append(rows, epoch=0, step=0, loss=rows * value, grad=np.ones((20, 2)))
+    child = rebind(
+        parent.path, old, new, key="row", out=tmp_path / "c", missing="drop",
+        signal=tmp_path / "s", signal_out=tmp_path / "s2",
+    )  # fmt: skip
+    carried = SignalStore.open(tmp_path / "s2")
+    place = {row: AWKWARD_ROWS + i for i, row in enumerate(order)}
+    found = next(iter(carried.latest()))
+    assert dict(zip(found.rows.tolist(), found.values.tolist(), strict=True)) == {
+        place[r]: 2.0 * r for r in range(20) if r != 7
+    }
+    assert carried.signals == ("grad", "loss")
+    assert carried.snapshot == child.snapshot
+    report = child.provenance["reports"]["rebind"]
+    assert (report["signal_rows"], report["signal_rows_gone"]) == (76, 4)
+    assert SignalStore.for_writing(tmp_path / "s2", child).attempt == 3
+    with pytest.raises(ManifestConflictError, match="is there already"):
+        rebind(
+            parent.path, old, new, key="row", out=tmp_path / "d", missing="drop",
+            signal=tmp_path / "s", signal_out=tmp_path / "s2",
+        )  # fmt: skip
+    assert not (tmp_path / "d").exists()
+    assert litter(tmp_path) == []

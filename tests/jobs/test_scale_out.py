@@ -19,6 +19,7 @@ from batchloom.tests.contracts.clusters import DaskCluster, wait_for
 from batchloom.tests.contracts.faults import COMMAND, job_file
 from batchloom.tests.jobs.conftest import write_small
 from batchloom.tests.jobs.test_engine import TASKS, slowly, square
+from distributed import Client
 
 FILES = 40
 
@@ -58,8 +59,10 @@ class Job:
         self.signed = cluster.folder / "signed"
         self.signed.mkdir()
         self.out = self.home / "p"
+        self.hurry = cluster.folder / "hurry"  # once it is there, tasks take no time
         options = {"scheduler": cluster.address, "task_bytes": 1}
-        job = job_file(data, self.out, options, sign=str(self.signed), **parameters)
+        parameters |= {"sign": str(self.signed), "hurry": str(self.hurry)}
+        job = job_file(data, self.out, options, **parameters)
         self.process = subprocess.Popen(
             [*COMMAND, "run", str(job), "--progress", "json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -112,6 +115,8 @@ def test_workers_that_join_leave_and_die(cluster: DaskCluster, files: Path, expe
     cluster.start_worker()
     job.wait_for_workers(3)
     cluster.kill(second)
+    wait_for(lambda: job.told("warning"))
+    job.hurry.touch()
     assert job.finish() == 0, job.lines
     assert Manifest.open(job.out).manifest_id == expected
     (left,) = job.told("note")
@@ -129,6 +134,7 @@ def test_a_job_waits_for_workers(cluster: DaskCluster, files: Path, expected: st
     job.wait_for_workers(1)
     cluster.kill(worker)
     wait_for(lambda: job.told("warning").count(waiting) == 2)
+    job.hurry.touch()
     cluster.start_worker()
     assert job.finish() == 0, job.lines
     assert Manifest.open(job.out).manifest_id == expected
@@ -145,11 +151,17 @@ def test_a_job_without_workers_gives_up(cluster: DaskCluster) -> None:
         list(engine.map(square, TASKS, 0))
 
 
+def workers_of(client: Client) -> list[dict[str, Any]]:
+    return list(client.scheduler_info()["workers"].values())
+
+
 def test_workers_that_take_no_tasks(cluster: DaskCluster) -> None:
     """Paused for good: their libraries alone take more than 80 % of what they may use."""
     cluster.start_worker("--no-nanny", "--memory-limit", "60MB")
+    with Client(cluster.address, set_as_default=False) as client:
+        wait_for(lambda: "paused" in [w["status"] for w in workers_of(client)])
     with (
-        Engine(scheduler=cluster.address, patience=8) as engine,
+        Engine(scheduler=cluster.address, patience=1) as engine,
         pytest.raises(EngineError, match=r"all workers are paused, out of memory, at .*57 MiB"),
     ):
         list(engine.map(slowly, TASKS))

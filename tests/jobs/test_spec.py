@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from batchloom.dataplane.errors import JobSpecError
 from batchloom.jobs import plan, run
-from batchloom.jobs.spec import load_job, resolve_stages
+from batchloom.jobs.job_file import load_job, resolve_stages
 
 GOOD = """
 dataset = "{data}"

@@ -26,6 +26,10 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "where": {"expression": "label in [1, 2] and a > 0"},
         "keep": {"file": str(keys), "key": "key"},
         "drop": {"file": str(ids)},
+        "seta": {"column": "a", "weights": "unbiased"},
+        "infobatch": {"column": "a"},
+        "random": {"prune_ratio": 0.4},
+        "hard-batches": {"column": "a", "level": "rows"},
         "split": {"shares": "train=0.7,val=0.3:val", "key": "key"},
     }
 

@@ -12,9 +12,9 @@ from batchloom.dataplane.errors import JobSpecError, ManifestConflictError, Stor
 from batchloom.dataplane.manifest import Manifest
 from batchloom.dataplane.series import open_plan
 from batchloom.jobs import edit, gc, plan, trace, verify
-from batchloom.jobs.diff import diff
-from batchloom.jobs.materialize import materialize
-from batchloom.jobs.scan import scan
+from batchloom.jobs.diffing import diff
+from batchloom.jobs.materializing import materialize
+from batchloom.jobs.scanning import scan
 from batchloom.tests.dataplane.store import Store
 from batchloom.tests.jobs.conftest import ROWS
 from batchloom.tests.jobs.test_cli import batchloom, failed

@@ -19,7 +19,7 @@ from batchloom.jobs import plan
 from batchloom.jobs.engine import Engine
 from batchloom.jobs.hashing import hash_dataset
 from batchloom.jobs.progress import QuietProgress
-from batchloom.jobs.scan import scan_statistics
+from batchloom.jobs.scanning import scan_statistics
 from batchloom.jobs.tasks import group_tasks, scan_rows
 from hypothesis import given
 from hypothesis import strategies as st

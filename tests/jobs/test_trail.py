@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from batchloom.dataplane.dataset import open_dataset
-from batchloom.jobs.scan import count_columns
+from batchloom.jobs.scanning import count_columns
 from batchloom.jobs.tasks import group_tasks, scan_task
 from batchloom.jobs.trail import Trail, note_fragment, note_row, read_trail, run_noting
 

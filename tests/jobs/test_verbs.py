@@ -13,11 +13,11 @@ from batchloom.dataplane.errors import DatasetChangedError, StorageError
 from batchloom.dataplane.manifest import Manifest
 from batchloom.jobs import plan
 from batchloom.jobs.demo import run_demo
-from batchloom.jobs.diff import diff
+from batchloom.jobs.diffing import diff
 from batchloom.jobs.doctor import examine
 from batchloom.jobs.engine import Engine
-from batchloom.jobs.inspect import describe_step
-from batchloom.jobs.scan import scan
+from batchloom.jobs.inspecting import describe_step
+from batchloom.jobs.scanning import scan
 from batchloom.jobs.verifying import verify
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
@@ -122,6 +122,9 @@ def test_doctor_names_what_is_missing_and_what_for() -> None:
     findings = {f.what: f for f in examine()}
     assert findings["pyarrow"].here
     assert findings["GPU path"].detail
+    ways = [f for f in findings if f.startswith("rows by ")]
+    assert ways == [f"rows by {n}" for n in ("zero_copy", "alias", "staged", "cpu")][: len(ways)]
+    assert [findings[f].here for f in ways] == [False] * (len(ways) - 1) + [True]
     for finding in findings.values():
         assert finding.here or finding.needed_for or finding.what == "system"
 

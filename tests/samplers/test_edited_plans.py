@@ -130,7 +130,7 @@ def test_a_grandparents_states(parent: Manifest, data: Path, tmp_path: Path) -> 
 
 
 def test_a_recipes_states_fit_the_edited_plan(data: Path, tmp_path: Path) -> None:
-    from batchloom.jobs.materialize import materialize
+    from batchloom.jobs.materializing import materialize
 
     recipe = plan("shuffle", data, out=tmp_path / "r", batch_size=512, epochs=2, form="recipe",
                   workers=0)  # fmt: skip

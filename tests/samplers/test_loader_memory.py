@@ -23,7 +23,7 @@ SCRIPT = """if True:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
     plan, data, cache = sys.argv[1:]
-    loader = ManifestLoader(plan, data, window=4, prefetch=2, cache_bytes=int(cache))
+    loader = ManifestLoader(plan, data, window=4, prefetch=2, pack=False, cache_bytes=int(cache))
     iterator = iter(loader)
     next(iterator)
     before = most = held()

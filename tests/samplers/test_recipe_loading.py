@@ -7,7 +7,7 @@ from batchloom.dataplane.bitmap import Bitmap
 from batchloom.dataplane.errors import ManifestCorruptError
 from batchloom.dataplane.manifest_writer import ManifestWriter
 from batchloom.dataplane.recipe import WeightClass
-from batchloom.jobs.materialize import materialize
+from batchloom.jobs.materializing import materialize
 from batchloom.samplers import ManifestBatchSampler, ManifestLoader
 from batchloom.tests.contracts.batches import (
     drain,

@@ -1,10 +1,16 @@
 """Sources of rows: the contract of all, and what is special about the dataset's own files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from batchloom.dataplane import Manifest, open_dataset
 from batchloom.dataplane.errors import DatasetChangedError, MissingColumnError
+from batchloom.dataplane.mapped_dataset import map_dataset
+from batchloom.dataplane.pack_cache import packed_for
+from batchloom.samplers.mapped_source import MappedSource
 from batchloom.samplers.row_source import DatasetSource, SourceOptions, Sources, open_source
+from batchloom.tests.contracts.batches import shuffled, write_plan
 from batchloom.tests.contracts.row_source import RowSourceContract
 from batchloom.tests.samplers.test_windows import Remembering
 from torch import device
@@ -13,6 +19,23 @@ from torch import device
 class TestDatasetSource(RowSourceContract):
     def open(self, data, columns=None):
         return DatasetSource(open_dataset(data), columns, cache_bytes=1 << 20)
+
+
+class TestMappedFiles(RowSourceContract):
+    formats = ("ipc", "stream")
+
+    def open(self, data, columns=None):
+        return MappedSource(map_dataset(open_dataset(data), columns), columns)
+
+
+class TestPackedTable(RowSourceContract):
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path):
+        self.packed_dir = tmp_path / "packed"
+
+    def open(self, data, columns=None):
+        table = packed_for(open_dataset(data), columns, cache_dir=self.packed_dir)
+        return MappedSource(table, columns)
 
 
 def options(columns=("x",)):
@@ -29,10 +52,11 @@ def test_chunks_are_counted(data):
     assert source.stats().bytes_read >= 700 * 16
 
 
-def test_one_source_serves_all_manifests_of_a_snapshot(plan, data):
-    manifest, again = Manifest.open(plan), Manifest.open(plan)
-    sources = Sources(data, options())
-    assert sources.of(manifest) is sources.of(again)
+def test_one_source_serves_all_manifests_of_a_snapshot(awkward_data, tmp_path):
+    data = awkward_data("parquet")
+    manifest = write_plan(tmp_path / "plan", data, {0: shuffled(rows=50)})
+    sources = Sources(data, replace(options(), pack=False))
+    assert sources.of(manifest) is sources.of(Manifest.open(manifest.path))
     assert sources.schema.names == ["x"]
     sources.activate(sources.of(manifest))
     sources.of(manifest).gather(np.array([1], np.uint64))

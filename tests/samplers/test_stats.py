@@ -8,14 +8,17 @@ import pytest
 from batchloom.samplers import LoaderStats, ManifestLoader, SourceStats, stats
 from batchloom.samplers.progress import LiveLine, describe
 from batchloom.samplers.state import LoaderState
-from batchloom.tests.contracts.batches import drain
+from batchloom.tests.contracts.batches import drain, shuffled, write_plan
 from rich.console import Console
 
 
 @pytest.mark.parametrize("window", [1, 4, None])
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_counts_are_of_what_was_delivered(plan, data, window, prefetch):
-    loader = ManifestLoader(plan, data, columns=["x"], window=window, prefetch=prefetch)
+def test_counts_are_of_what_was_delivered(awkward_data, tmp_path, window, prefetch):
+    data = awkward_data("parquet")
+    plan = write_plan(tmp_path / "p", data, {e: shuffled(e, rows=200, batch=20) for e in (0, 1)})
+    options = {"columns": ["x"], "window": window, "prefetch": prefetch}
+    loader = ManifestLoader(plan, data, pack=False, **options)
     assert loader.stats() == LoaderStats()
     for number, _ in enumerate(loader, start=1):
         found = loader.stats()
@@ -46,6 +49,7 @@ def test_time_is_told_by_stage_and_waits_by_who_waits(plan, data, threads, prefe
         time.sleep(0.005)
         return batch
 
+    drain(ManifestLoader(plan, data, columns=["x"]))  # the gather's kernels are loaded
     loader = ManifestLoader(
         plan,
         data,

@@ -164,18 +164,35 @@ def test_worker_processes(store, here, there):
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_connections_that_are_cut_while_loading(store, here, there, monkeypatch):
-    monkeypatch.setattr(remote_files, "_PAUSES", (0.01, 0.01, 0.01))
+def test_connections_that_are_cut_while_loading(store, here, there):
     expected = fingerprints(ManifestLoader(*here, columns=["x", "text"]))
     for kind in ("cut-body", "short", "cut-before"):
         fault = store.fail(kind, method="GET", match="data/", skip=30, times=3)
-        assert fingerprints(loader(store, there, columns=["x", "text"])) == expected
+        found = fingerprints(loader(store, there, columns=["x", "text"], pack=False))
+        assert found == expected
         assert fault.seen == 3
-    live = iter(loader(store, there, columns=["x", "text"], cache_bytes=0))
+    live = iter(loader(store, there, columns=["x", "text"], pack=False, cache_bytes=0))
     next(live)
     store.fail("cut-body", method="GET", match="data/", times=10_000)
     with pytest.raises(StorageError, match=r"s3://.*data/.* cannot be read"):
         drain(live)
+
+
+def test_packing_on_first_use(store, here, there, tmp_path):
+    cache = {"packed_dir": tmp_path / "cache", "columns": ["x", "text"]}
+    expected = fingerprints(ManifestLoader(*here, columns=["x", "text"]))
+    fault = store.fail("cut-body", method="GET", match="data/", skip=5, times=3)
+    first = loader(store, there, **cache)
+    assert fault.seen == 3
+    assert fingerprints(first) == expected
+    with store.counting() as asked:
+        assert fingerprints(loader(store, there, **cache)) == expected
+    # Only footers are read again, to see that the files are those that were planned.
+    held = sum(path.stat().st_size for path in here[1].iterdir())
+    assert sum(r.sent for r in asked if r.method == "GET" and "data/" in r.path) < held / 2
+    store.fail("cut-body", method="GET", match="data/", times=10_000)
+    with pytest.raises(StorageError, match=r"s3://.*data/"):
+        loader(store, there, packed_dir=tmp_path / "other", columns=["x", "text"])
 
 
 def test_no_row_of_a_damaged_block_is_delivered(store, there, monkeypatch):

@@ -18,6 +18,7 @@ from batchloom.dataplane.errors import (
     MissingColumnError,
     ParameterError,
 )
+from batchloom.gpu_access.arriving import Arriving
 from batchloom.samplers import ManifestLoader, SourceStats
 from batchloom.samplers.row_source import DatasetSource, row_bytes
 from batchloom.tests.contracts.awkward import awkward_table, write_fragment
@@ -128,6 +129,26 @@ def test_buffers_are_used_again(plan, prefetch):
     assert source.reused >= 10 - 4
     assert len(places) <= 4  # one with the caller, two ready, one in the making
     assert source.reused + len(places) == len(source.asked) == 10
+
+
+@pytest.mark.parametrize("window", [4, 16])
+def test_each_window_waits_for_columns_on_their_way(plan, window):
+    """Two windows wait for what was gathered together over an epoch's end."""
+    waits = []
+
+    class Counted(Arriving):
+        def wait(self):
+            waits.append(len(self["x"]))
+
+    class OnTheWay(Remembering):
+        def gather(self, ids, out=None):
+            return Counted(super().gather(ids), None)
+
+    for batch in ManifestLoader(plan, OnTheWay(), window=window):
+        # Where a window, an epoch or, within a window, another run of steps begins.
+        begins = {4: (0, 4, 8, 10, 12, 14, 16), 16: (0, 10, 16)}[window]
+        assert len(waits) == sum(10 * batch.epoch + batch.step >= b for b in begins)
+    assert waits == {4: [80] * 7, 16: [320, 320, 80]}[window]
 
 
 def test_buffers_that_are_too_small_are_let_go(data, tmp_path):

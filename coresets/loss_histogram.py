@@ -1,0 +1,179 @@
+"""A histogram of losses that parts of the data add up to, from which group means are exact.
+
+A loss becomes an unsigned integer of the same order (`dataplane.radix`), and a bin is all integers
+with the same leading bits. Two passes: the first counts the sixteen leading bits; they say how many
+more the losses differ in, and so the bins of the second: at most 2¹⁷, as fine as fit. The second
+counts each bin's rows and sums up, as integers, how far each row's integer is above its bin's
+first. No bin crosses a power of two, and inside one the loss is linear in its integer, so that a
+bin's sum is exact, and all that parts add up are integers: parts, their order and the number of
+workers cannot change a bit of what is made of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dataplane.compiled import compiled_kernels
+from ..dataplane.errors import SelectionError
+from ..dataplane.radix import ordered, values_of
+from ..dataplane.sketch import Pass, check_rows
+
+__all__ = ["LossBins", "LossHistogram"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+_LEAD = 16  # bits that the first pass counts
+_BINS = 17  # bits of a bin's number, at most
+
+
+@dataclass(frozen=True)
+class LossBins:
+    """What the second pass counts; small, so that tasks are sent it.
+
+    Attributes
+    ----------
+    shift : int
+        Bits of a loss's integer that are inside a bin.
+    first : int
+        Number of the first bin.
+    bins : int
+    rows : int
+        How many losses the first pass counted.
+    """
+
+    shift: int
+    first: int
+    bins: int
+    rows: int
+
+    @classmethod
+    def first_pass(cls) -> Pass:
+        """Return the pass whose counts `of_counts` takes."""
+        return Pass(np.dtype(np.float32).str)
+
+    @classmethod
+    def of_counts(cls, counts: I64) -> LossBins:
+        """Return the finest bins for losses whose leading bits were counted.
+
+        Parameters
+        ----------
+        counts : int64, shape (1, 65536)
+            Of `first_pass`, over all parts; there must be some.
+        """
+        lead = np.flatnonzero(counts[0])
+        low, high = int(lead[0]), int(lead[-1])
+        shift = max(0, _LEAD + math.ceil(math.log2(high - low + 1)) - _BINS)
+        inside = _LEAD - shift
+        return cls(shift, low << inside, (high - low + 1) << inside, int(counts[0].sum()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return 2, self.bins
+
+    def count(self, losses: F32, *, into: I64 | None = None) -> I64:
+        """Count losses into the bins.
+
+        Parameters
+        ----------
+        losses : float32, shape (n,)
+            Finite, among those that the first pass counted.
+        into : int64, shape `shape`, optional
+            Counts of other losses, to which these are added.
+
+        Returns
+        -------
+        int64, shape (2, bins)
+            Rows; sums of the integers' distances from their bins' first.
+        """
+        counts = np.zeros(self.shape, np.int64) if into is None else into
+        words = ordered(losses)
+        if compiled_kernels(words.size) is not None:
+            from .kernels import count_losses
+
+            count_losses(words, np.uint32(self.shift), np.int64(self.first), counts[0], counts[1])
+            return counts
+        place = self.place(words)
+        counts[0] += np.bincount(place, minlength=self.bins)
+        np.add.at(counts[1], place, (words & np.uint32((1 << self.shift) - 1)).astype(np.int64))
+        return counts
+
+    def place(self, words: npt.NDArray[Any]) -> I64:
+        """Return the bin of each ordered word."""
+        return (words >> np.uint32(self.shift)).astype(np.int64) - self.first
+
+
+@dataclass(frozen=True)
+class LossHistogram:
+    """Losses as counted by both passes.
+
+    Attributes
+    ----------
+    bins : LossBins
+    counts : int64, shape (2, bins)
+        Of `LossBins.count`, over all parts.
+    """
+
+    bins: LossBins
+    counts: I64
+
+    def __post_init__(self) -> None:
+        check_rows(int(self.counts[0].sum()), self.bins.rows)
+
+    @classmethod
+    def of(cls, losses: F32) -> LossHistogram:
+        """Count one array of finite losses, float32, shape (n,), n ≥ 1."""
+        if not len(losses):
+            raise SelectionError("There are no losses to count.")
+        bins = LossBins.of_counts(LossBins.first_pass().count(losses))
+        return cls(bins, bins.count(losses))
+
+    @cached_property
+    def held(self) -> I64:
+        """Bins that hold rows, ascending."""
+        return np.flatnonzero(self.counts[0])
+
+    @property
+    def rows(self) -> I64:
+        """Rows of each bin that holds some."""
+        rows: I64 = self.counts[0][self.held]
+        return rows
+
+    @property
+    def means(self) -> F64:
+        """Mean loss of each bin that holds rows."""
+        first, exponents = self._first_losses
+        means: F64 = np.ldexp(first + self.counts[1][self.held] / self.rows, exponents)
+        return means
+
+    def mean(self, start: int = 0, stop: int | None = None) -> Fraction:
+        """Return the exact mean loss of the held bins `start` to `stop`."""
+        part = slice(start, stop)
+        rows = self.rows[part]
+        first, exponents = (values[part] for values in self._first_losses)
+        units = rows * first + self.counts[1][self.held][part]  # sums, in units of 2**exponent
+        total = sum(
+            (int(units[exponents == e].sum()) * Fraction(2) ** e for e in set(exponents.tolist())),
+            start=Fraction(0),
+        )
+        return total / int(rows.sum())
+
+    @cached_property
+    def _first_losses(self) -> tuple[I64, I64]:
+        """Return each held bin's first loss as m · 2**e: m with its sign, and e.
+
+        Inside a bin e is one, and the next larger loss is that of m + 1.
+        """
+        words = ((self.held + self.bins.first) << self.bins.shift).astype(np.uint32)
+        bits = values_of(words, np.float32).view(np.int32).astype(np.int64)
+        exponent, fraction = (bits >> 23) & 0xFF, bits & 0x7FFFFF
+        size = np.where(exponent > 0, fraction | 0x800000, fraction)
+        return np.where(bits < 0, -size, size), np.maximum(exponent, 1) - 150
