@@ -19,6 +19,7 @@ import torch
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import BatchloomError, StorageError
 from ..dataplane.manifest import Manifest
+from ..gpu_access.arriving import under_way
 from ..gpu_access.transfer import Transfer
 from .batch import Batch
 from .buffers import Buffers, first_rows, whole_buffers
@@ -93,7 +94,7 @@ class Pipeline:
             yield from runs
             return
         for run in runs:
-            yield run._replace(results=[self._moved_result(r) for r in run.results])
+            yield run._replace(results=[self._moved_result(r, run.window) for r in run.results])
 
     def window_size(self, manifest: Manifest, record: EpochRecord) -> int:
         """Return how many batches of an epoch are gathered at once."""
@@ -172,10 +173,11 @@ class Pipeline:
         self.meter.spent("transfer", time.perf_counter() - begun)
         return window
 
-    def _moved_result(self, result: Any) -> Any:
+    def _moved_result(self, result: Any, window: Window) -> Any:
         if not isinstance(result, Batch):
             return result
         begun = time.perf_counter()
         moved = result.to(self.device, self.transfer)
+        window.expect(under_way(moved.values_by_name(), self.device))
         self.meter.spent("transfer", time.perf_counter() - begun)
         return moved

@@ -16,7 +16,7 @@ import torch
 
 from ..dataplane.plan import Ragged, SideColumn
 from ..dataplane.snapshot import row_ids_to_int64
-from ..gpu_access.arriving import Arriving
+from ..gpu_access.arriving import Arriving, under_way
 from ..gpu_access.cpu import Column, host_tensor
 from ..gpu_access.transfer import Transfer, to_device
 from .batch import Batch
@@ -62,7 +62,8 @@ class Window:
         self._facts: dict[str, Sequence[Any]] = {}
         self.bytes = sum(column.nbytes for column in columns.values())
         self.buffers: Tensors = {}
-        self._arriving = columns if isinstance(columns, Arriving) else arriving
+        found = columns if isinstance(columns, Arriving) else arriving
+        self._arriving = [] if found is None else [found]
         self._device: torch.device | None = None
         self._transfer: Transfer = "auto"
         self._lock = Lock()
@@ -85,18 +86,26 @@ class Window:
     def to(self, device: torch.device, transfer: Transfer) -> Window:
         """Move the columns to a device, and all that is made later."""
         self._device, self._transfer = device, transfer
+        there = []
         for name, column in self._columns.items():
-            if isinstance(column, torch.Tensor):
+            if isinstance(column, torch.Tensor) and column.device != device:
                 self._columns[name] = to_device(column, device, transfer)
+                there.append(self._columns[name])
         for name, views in self._views.items():  # what `collate` made
             self._views[name] = [v.to(device) for v in views]
+            there += self._views[name]
+        self.expect(under_way(there, device))
         return self
 
     def arrive(self) -> None:
-        """Let the caller's stream wait for columns that are on their way to a device."""
-        if self._arriving is not None:
-            self._arriving.wait()
-            self._arriving = None
+        """Let the caller's stream wait for what is on its way to a device."""
+        while self._arriving:
+            self._arriving.pop().wait()
+
+    def expect(self, arriving: Arriving | None) -> None:
+        """Note that more of what the caller gets is on its way to a device."""
+        if arriving is not None:
+            self._arriving.append(arriving)
 
     def put(self, name: str, views: Sequence[Any]) -> None:
         """Replace or add a column, by its value in each batch."""
