@@ -15,6 +15,7 @@ carries no weights, which is why padding is refused here, and weights are warned
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,8 @@ class ManifestBatchSampler(Sampler[list[int]]):
         return self._indices(self._walk.begin())
 
     def _indices(self, cursor: Cursor) -> Iterator[list[int]]:
-        for pieces in self._walk.windows(cursor, lambda _, __: _AT_ONCE, threading.Event()):
+        windows = self._walk.windows(cursor, lambda _, __: _AT_ONCE, threading.Event())
+        for pieces in itertools.chain.from_iterable(windows):
             self._admit(pieces.manifest)
             indices, start = self._indices_of(pieces), 0
             for index, size in enumerate(pieces.sizes):

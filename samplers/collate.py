@@ -132,7 +132,7 @@ def resolve_collate(collate: Collate, schema: pa.Schema) -> dict[str, Padded | N
     if collate is None:
         return {}
     if not isinstance(collate, Mapping):
-        return {f.name: _how(collate) for f in schema if _is_ragged(f.type)}
+        return _free_names({f.name: _how(collate) for f in schema if _is_ragged(f.type)}, schema)
     for name in collate:
         if name not in schema.names:
             raise MissingColumnError(
@@ -144,7 +144,17 @@ def resolve_collate(collate: Collate, schema: pa.Schema) -> dict[str, Padded | N
                 f"Column '{name}' ({schema.field(name).type}) cannot be collated: expected lists "
                 "of numbers, binary or text. Leave it out of collate."
             )
-    return {name: _how(how) for name, how in collate.items()}
+    return _free_names({name: _how(how) for name, how in collate.items()}, schema)
+
+
+def _free_names(how: dict[str, Padded | None], schema: pa.Schema) -> dict[str, Padded | None]:
+    taken = [n for n, padded in how.items() if padded and f"{n}_lengths" in schema.names]
+    if taken:
+        raise ParameterError(
+            f"The lengths of the padded column '{taken[0]}' would be called '{taken[0]}_lengths', "
+            "as another column is. Leave that one out with columns=[…]."
+        )
+    return how
 
 
 def _how(how: Any) -> Padded | None:

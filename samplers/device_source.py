@@ -89,8 +89,8 @@ def on_device(
     HostMemoryError
         Where the tables of ``"unified"`` do not fit the memory.
     """
-    if transfer == "cpu" or (device.type == "cpu" and transfer == "auto"):
-        return host_of(None)
+    if transfer == "cpu" or (device.type != "cuda" and transfer == "auto"):
+        return host_of(None)  # devices of other makers are copied to
     if transfer == "staged":
         select_backend("staged", device)
         return StagedSource(host_of(None), device)

@@ -2,7 +2,7 @@
 
 Handing a window to another thread costs some hundred microseconds, more than gathering it costs
 where its rows are in memory. So, unless told otherwise, batches are prepared in line as long as
-that is quick, and in a background thread from the first window on that took long (`Ahead`).
+that is quick, and in a background thread once two windows in a row took long (`Ahead`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from ..dataplane.errors import BatchloomError
 from .buffers import Buffers
+from .pieces import Pieces
 from .prefetch import Prefetched
 from .stats import Meter
 from .transforms import Run
@@ -23,6 +24,7 @@ from .window import Window
 __all__ = ["Ahead", "Iteration", "prefetched"]
 
 _LONG = 200e-6  # seconds a batch; ten times what handing it over in a window costs
+_IN_A_ROW = 2  # one may be an accident
 _DEPTH = 2  # batches that are ready ahead, where no number is given
 
 
@@ -34,7 +36,7 @@ def prefetched(
 
 
 class Ahead(Iterator[Run]):
-    """Runs, prepared in line until one takes long, from then on in a background thread.
+    """Runs, prepared in line until two in a row take long, from then on in a background thread.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ class Ahead(Iterator[Run]):
         self._runs = runs
         self._stopped = stopped
         self._source: Generator[Run, None, None] | Prefetched[Run] = runs
-        self._measured = False  # the first run opens files
+        self._long = -1  # runs in a row that took long; the first one opens files
 
     def __next__(self) -> Run:
         if self._source is not self._runs:
@@ -54,9 +56,9 @@ class Ahead(Iterator[Run]):
         begun = time.perf_counter()
         run = next(self._runs)
         took = time.perf_counter() - begun
-        if self._measured and took > _LONG * len(run.results):
+        self._long = self._long + 1 if self._long < 0 or took > _LONG * len(run.results) else 0
+        if self._long == _IN_A_ROW:
             self._source = prefetched(self._runs, _DEPTH, self._stopped)
-        self._measured = True
         return run
 
     def close(self) -> None:
@@ -85,7 +87,8 @@ class Iteration(Iterator[Any]):
         self._results: list[Any] = []
         self._next, self._first = 0, 0
         self._ended = self._replaced = False
-        meter.begin()
+        self._pieces: Pieces | None = None
+        meter.settle()  # the one before it may have been dropped
 
     def __next__(self) -> Any:
         # Of the loader's own work, this is all that is done for each batch.
@@ -110,7 +113,8 @@ class Iteration(Iterator[Any]):
         try:
             run = next(self._source)
         except BaseException:
-            self._ended = True
+            self._ended, self._window = True, None
+            self._meter.settle(self._cursor)
             self._watch(True)
             raise
         last, self._window = self._window, run.window
@@ -125,7 +129,8 @@ class Iteration(Iterator[Any]):
         """Stop preparing batches; the iteration is over."""
         self._ended = True
         self._source.close()
-        self._results, self._next = [], 0
+        self._results, self._next, self._window = [], 0, None
+        self._meter.settle(self._cursor)
 
     def replace(self) -> None:
         """Close, and let a caller who goes on all the same know."""

@@ -69,8 +69,8 @@ class ManifestLoader:
         decoded or fetched, and 64 batches at most.
     prefetch : int, optional
         Batches that a background thread has ready ahead of the caller; whole windows are prepared,
-        so it may be more. 0: no thread, prepared in line when the caller asks. None: a thread from
-        the first window on that takes more than 0.2 ms a batch; on a device, from the start.
+        so it may be more. 0: no thread, prepared in line when the caller asks. None: a thread once
+        two windows in a row took more than 0.2 ms a batch; with a device, from the start.
     reuse_buffers : bool
         Gather into the memory of earlier windows, where the source can: a batch, and any view of
         its columns, is then valid only until the next one is asked for.
@@ -161,17 +161,11 @@ class ManifestLoader:
             require_int("window", window, 1)
         if prefetch is not None:
             require_int("prefetch", prefetch, 0)
-        require_int("transform_threads", transform_threads, 0)
-        require_int("transform_workers", transform_workers, 0)
         require_int("cache_bytes", cache_bytes, 0)
         require_int("packed_bytes", packed_bytes, 0)
         check_transfer(transfer)
         _check_columns(columns)
-        if transform is None and (transform_threads or transform_workers):
-            raise ParameterError(
-                "There is no transform for transform_threads or transform_workers to run: pass "
-                "transform=…, or leave them out."
-            )
+        _check_transform(transform, transform_threads, transform_workers)
         device = resolve_device(device)  # here: the current GPU belongs to this thread
         self._walk = PlanWalk(
             plan,
@@ -211,7 +205,7 @@ class ManifestLoader:
             resolve_collate(collate, self._sources.schema),
             transform,
             transform_threads,
-            Workers(transform, transform_workers) if transform and transform_workers else None,
+            None if not transform_workers else Workers(transform, transform_workers),
         )
         self._prefetch = _DEPTH_ON_DEVICE if prefetch is None and device.type != "cpu" else prefetch
         self._reuse = reuse_buffers
@@ -303,6 +297,21 @@ def _live_line() -> LiveLine:
     from .progress import LiveLine  # rich takes a tenth of a second to import
 
     return LiveLine()
+
+
+def _check_transform(transform: Transform | None, threads: int, workers: int) -> None:
+    require_int("transform_threads", threads, 0)
+    require_int("transform_workers", workers, 0)
+    if transform is None and (threads or workers):
+        raise ParameterError(
+            "There is no transform for transform_threads or transform_workers to run: pass "
+            "transform=…, or leave them out."
+        )
+    if threads and workers:
+        raise ParameterError(
+            "A transform runs on transform_threads or in transform_workers, and both were given: "
+            "leave one out."
+        )
 
 
 def _check_columns(columns: Any) -> None:

@@ -38,7 +38,7 @@ from ..dataplane.parameters import resolved
 from ..dataplane.random import Permutation
 from .checks import require_int
 from .exchange import gather_pairs, on_several_ranks
-from .ranks import OnUneven, resolve_ranks, share_step
+from .ranks import OnUneven, resolve_ranks, share_steps
 
 __all__ = ["Chosen", "IndexedDataset", "LossSampler"]
 
@@ -209,14 +209,15 @@ class LossSampler(Sampler[list[int]]):
     def _indices(self, chosen: Chosen, first: int, run: object) -> Iterator[list[int]]:
         world = self._ranks
         for step, rows in enumerate(self._rows_of(chosen, first), start=first):
-            share = share_step("sliceable", [len(rows)], world.rank, world.world_size)[0]
-            mine: list[int] = rows[share.start : share.stop].tolist()
+            one, size = np.array([0, 1]), np.array([len(rows)])
+            share = share_steps("sliceable", size, one, world.rank, world.world_size)
+            mine: list[int] = rows[int(share.start[0]) : int(share.stop[0])].tolist()
             if len(rows) < world.world_size and world.on_uneven == "error":
                 raise WorldSizeError(
                     f"Step {step} of epoch {chosen.epoch} has {len(rows)} rows, which "
                     f"{world.world_size} ranks cannot share; use drop_last=True or on_uneven='pad'."
                 )
-            if share.pad:
+            if share.pad[0]:
                 self._pads.update(mine)
             if run is self._run:
                 self._next, self._loaded = step + 1, False
@@ -234,6 +235,8 @@ class LossSampler(Sampler[list[int]]):
         float32 tensor, shape (n,), on the device of `rows`
         """
         chosen, given = self._planned(), torch.as_tensor(rows)
+        if chosen.weights is None and not self._pads:
+            return torch.ones(len(given), dtype=torch.float32, device=given.device)
         ids = given.cpu().numpy().astype(np.uint64)
         found = np.ones(len(ids), np.float32)
         if chosen.weights is not None:

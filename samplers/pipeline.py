@@ -5,6 +5,7 @@ Runs wholly in whatever thread pulls at it; `iteration` decides in which.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -12,21 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import BatchloomError, StorageError
 from ..dataplane.manifest import Manifest
+from ..gpu_access.arriving import under_way
 from ..gpu_access.transfer import Transfer
 from .batch import Batch
 from .buffers import Buffers, first_rows, whole_buffers
 from .collate import Padded, collated
 from .pieces import Pieces
-from .row_source import Sources, row_bytes
+from .row_source import RowSource, Sources, row_bytes
 from .stats import Meter
 from .transforms import Run, Transform, apply, as_they_are, in_line, on_threads
 from .walk import Cursor, PlanWalk
-from .window import Window
+from .window import Window, shared_out
 from .workers import Workers
 
 __all__ = ["Pipeline"]
@@ -86,48 +89,61 @@ class Pipeline:
         if self.transform is None:
             yield from as_they_are(map(self._moved, windows))
             return
-        for run in self._transformed(self.transform, windows, stopped):
-            yield run._replace(results=[self._moved_result(r) for r in run.results])
+        runs = self._transformed(self.transform, windows, stopped)
+        if self.device.type == "cpu":
+            yield from runs
+            return
+        for run in runs:
+            yield run._replace(results=[self._moved_result(r, run.window) for r in run.results])
 
     def window_size(self, manifest: Manifest, record: EpochRecord) -> int:
         """Return how many batches of an epoch are gathered at once."""
         if self.window is not None:
             return self.window
-        source = self.sources.source(manifest)
+        source = self.sources.of(manifest)
         rows = record.samples / record.micro_batches
         if manifest.unit == "sliceable":
             rows = max(1.0, rows / self.walk.ranks.world_size)
-        fitting = source.window_bytes / (rows * row_bytes(source.schema))
+        fragments = manifest.snapshot.fragments
+        in_file = sum(f.bytes for f in fragments) / max(1, manifest.snapshot.rows)
+        fitting = source.window_bytes / (rows * row_bytes(source.schema, in_file))
         return max(1, min(int(fitting), _LARGEST_WINDOW))
 
     def _windows(
         self, cursor: Cursor, buffers: Buffers | None, stopped: threading.Event
     ) -> Iterator[Window]:
-        for pieces in self.walk.windows(cursor, self.window_size, stopped):
-            yield from self._gathered(pieces, buffers)
+        for window in self.walk.windows(cursor, self.window_size, stopped):
+            # Members of a series may have files of their own.
+            for source, pieces in itertools.groupby(window, lambda p: self.sources.of(p.manifest)):
+                yield from self._gathered(source, list(pieces), buffers)
 
-    def _gathered(self, pieces: Pieces, buffers: Buffers | None) -> Iterator[Window]:
+    def _gathered(
+        self, source: RowSource, group: list[Pieces], buffers: Buffers | None
+    ) -> Iterator[Window]:
+        """Gather the rows of some pieces at once, and share them out."""
         begun = time.perf_counter()
-        taken = None if buffers is None else buffers.take(len(pieces.ids))
+        ids = group[0].ids if len(group) == 1 else np.concatenate([p.ids for p in group])
+        taken = None if buffers is None else buffers.take(len(ids))
         try:
-            out = first_rows(taken, len(pieces.ids))
-            columns = self.sources.source(pieces.manifest).gather(pieces.ids, out)
-            window = Window(pieces, columns)
+            self.sources.activate(source)
+            columns = source.gather(ids, first_rows(taken, len(ids)))
+            windows = shared_out(group, columns)
             if self.collate:
-                collated(window, self.collate)
+                windows = [collated(window, self.collate) for window in windows]
         except StorageError:
             raise
         except BatchloomError:
-            if len(pieces) == 1:
+            alone = [p.part(k, k + 1) for p in group for k in range(len(p))]
+            if len(alone) == 1:
                 raise
             # One of the batches cannot be read: those before it can.
-            for index in range(len(pieces)):
-                yield from self._gathered(pieces.part(index, index + 1), buffers)
+            for one in alone:
+                yield from self._gathered(source, [one], buffers)
             return
         if buffers is not None:
-            window.buffers = whole_buffers(columns, taken)
+            windows[-1].buffers = whole_buffers(columns, taken)
         self.meter.spent("storage", time.perf_counter() - begun)
-        yield window
+        yield from windows
 
     def _transformed(
         self, transform: Transform, windows: Iterator[Window], stopped: threading.Event
@@ -157,10 +173,11 @@ class Pipeline:
         self.meter.spent("transfer", time.perf_counter() - begun)
         return window
 
-    def _moved_result(self, result: Any) -> Any:
-        if self.device.type == "cpu" or not isinstance(result, Batch):
+    def _moved_result(self, result: Any, window: Window) -> Any:
+        if not isinstance(result, Batch):
             return result
         begun = time.perf_counter()
         moved = result.to(self.device, self.transfer)
+        window.expect(under_way(moved.values_by_name(), self.device))
         self.meter.spent("transfer", time.perf_counter() - begun)
         return moved

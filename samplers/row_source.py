@@ -7,6 +7,7 @@ copies them out of memory maps; `DatasetSource` decodes the dataset's own files,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ U64 = npt.NDArray[np.uint64]
 
 _MAPPED_WINDOW = 2 << 20
 _DECODED_WINDOW = 32 << 20
-_UNKNOWN_BYTES = 64  # taken for a value of a column whose rows have no fixed width
+_UNKNOWN_BYTES = 64  # of a value of a column whose rows have no fixed width, at the least
 
 
 @runtime_checkable
@@ -234,14 +235,16 @@ class Sources:
         if not self.schema:
             self.schema = source.schema
 
-    def source(self, manifest: Manifest) -> RowSource:
-        """Return the source of a manifest's rows; the one before it lets go of its files."""
+    def of(self, manifest: Manifest) -> RowSource:
+        """Return the source of a manifest's rows."""
         self.bind(manifest)
-        source = self._of[manifest.manifest_id]
+        return self._of[manifest.manifest_id]
+
+    def activate(self, source: RowSource) -> None:
+        """Let the source before this one go of its files."""
         if source is not self._active:
             self.close()
             self._active = source
-        return source
 
     def stats(self) -> SourceStats:
         """Return what was read so far, over all manifests."""
@@ -261,10 +264,18 @@ def _rows_of(manifest: Manifest) -> tuple[Any, ...]:
     return manifest.snapshot.fingerprint, tuple(manifest.planned_fragments())
 
 
-def row_bytes(schema: pa.Schema) -> int:
-    """Return about how many bytes a row of a batch takes."""
-    total = 0
-    for field in schema:
-        known = numpy_type(field.type)
-        total += _UNKNOWN_BYTES if known is None else known[0].itemsize * int(np.prod(known[1]))
-    return max(total, 1)
+def row_bytes(schema: pa.Schema, in_file: float = 0.0) -> float:
+    """Return about how many bytes a row of a batch takes.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of the columns that are read.
+    in_file : float
+        What a row takes in the dataset's files, all columns together: where a column's rows have no
+        fixed width, they are taken to be what is left of it.
+    """
+    known = [numpy_type(field.type) for field in schema]
+    fixed = sum(k[0].itemsize * math.prod(k[1]) for k in known if k is not None)
+    unknown = known.count(None)
+    return max(1, fixed + (max(in_file - fixed, _UNKNOWN_BYTES * unknown) if unknown else 0))

@@ -125,8 +125,10 @@ class Meter:
         with self._lock:
             self._stages[stage] += seconds
 
-    def begin(self) -> None:
-        """Begin an iteration: what was taken and never asked for is not delivered any more."""
+    def settle(self, cursor: Cursor | None = None) -> None:
+        """End an iteration, or the newest: what it took ahead will not be delivered."""
+        if cursor is not None and (self._newest is None or self._newest[0] is not cursor):
+            return
         batches, samples, size = self._ahead()
         self._batches -= batches
         self._samples -= samples

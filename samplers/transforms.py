@@ -176,9 +176,8 @@ def _calls(
 
 def _result(future: Future[Outcome], stopped: threading.Event) -> Outcome | None:
     """Wait for a result; None when nobody waits for it any more."""
-    while True:
-        try:
-            return future.result(timeout=_POLL)
-        except TimeoutError:  # never the transform's own: that is in the outcome
-            if stopped.is_set():
-                return None
+    while not future.done():
+        wait([future], timeout=_POLL)
+        if stopped.is_set() and not future.done():
+            return None
+    return future.result()

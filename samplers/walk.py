@@ -163,8 +163,8 @@ class PlanWalk:
         cursor: Cursor,
         size: Callable[[Manifest, EpochRecord], int],
         stopped: threading.Event,
-    ) -> Iterator[Pieces]:
-        """Yield this rank's batches, so many at a time; fewer where an epoch or a run ends.
+    ) -> Iterator[list[Pieces]]:
+        """Yield this rank's batches, so many at a time, over the ends of steps and epochs.
 
         Parameters
         ----------
@@ -173,20 +173,49 @@ class PlanWalk:
             Of a manifest and an epoch: batches a window.
         stopped : threading.Event
             Ends a wait for members to come.
+
+        Yields
+        ------
+        list of Pieces
+            Together a window; several where it goes over the end of an epoch or of a run.
         """
-        next_step, samples_seen = cursor.next_step, cursor.samples_seen
-        for number in cursor.epochs:
-            if not self._wait_for(number, stopped):
-                return
-            manifest = self.manifest(number)
-            epoch = manifest.epoch(number)
-            count = size(manifest, epoch.record)
-            for steps in whole_steps(epoch, epoch.find_step(next_step), count):
-                pieces = deal(manifest, epoch.record, steps, self.ranks, samples_seen)
-                samples_seen += len(steps.rows)
-                for first in range(0, len(pieces), count):
-                    yield pieces.part(first, first + count)
-            next_step = samples_seen = 0
+        held: list[Pieces] = []
+        try:
+            for number in cursor.epochs:
+                if held and self.follow and number not in self.plan.epochs:
+                    yield held  # who knows how long the next one takes
+                    held = []
+                if not self._wait_for(number, stopped):
+                    return
+                manifest = self.manifest(number)
+                count = size(manifest, manifest.records[number])
+                for pieces in self._dealt(manifest, number, cursor, count):
+                    first = 0
+                    while first < len(pieces):
+                        room = max(1, count - sum(map(len, held)))
+                        held.append(pieces.part(first, first + room))
+                        first += room
+                        if sum(map(len, held)) >= count:
+                            yield held
+                            held = []
+        except Exception:
+            if held:  # what stands before the error is delivered before it
+                yield held
+            raise
+        if held:
+            yield held
+
+    def _dealt(
+        self, manifest: Manifest, number: int, cursor: Cursor, count: int
+    ) -> Iterator[Pieces]:
+        """Deal an epoch, from where the iteration begins in it, in runs of whole steps."""
+        epoch = manifest.epoch(number)
+        start, seen = 0, 0
+        if number == cursor.epochs[0]:
+            start, seen = epoch.find_step(cursor.next_step), cursor.samples_seen
+        for steps in whole_steps(epoch, start, count):
+            yield deal(manifest, epoch.record, steps, self.ranks, seen)
+            seen += len(steps.rows)
 
     def _wait_for(self, epoch: int, stopped: threading.Event) -> bool:
         """Wait for the member that holds an epoch; False when told to stop."""

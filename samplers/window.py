@@ -16,7 +16,7 @@ import torch
 
 from ..dataplane.plan import Ragged, SideColumn
 from ..dataplane.snapshot import row_ids_to_int64
-from ..gpu_access.arriving import Arriving
+from ..gpu_access.arriving import Arriving, under_way
 from ..gpu_access.cpu import Column, host_tensor
 from ..gpu_access.transfer import Transfer, to_device
 from .batch import Batch
@@ -24,7 +24,7 @@ from .buffers import Tensors
 from .pieces import Pieces
 from .seeds import occurrence_seeds, row_seeds
 
-__all__ = ["Window"]
+__all__ = ["Window", "shared_out"]
 
 _NO_SIDE: Mapping[str, Any] = {}
 
@@ -38,6 +38,8 @@ class Window:
         Whose rows they are.
     columns : mapping of str → Column
         Rows of all the batches, one after the other.
+    arriving : Arriving, optional
+        What the columns are a part of, where that is on its way to a device.
 
     Attributes
     ----------
@@ -51,14 +53,17 @@ class Window:
     Memory is the window's own, never the plan's or a file's; batches may write to their views.
     """
 
-    def __init__(self, pieces: Pieces, columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self, pieces: Pieces, columns: Mapping[str, Column], arriving: Arriving | None = None
+    ) -> None:
         self.pieces = pieces
         self._columns: dict[str, Any] = dict(columns)
         self._views: dict[str, Sequence[Any]] = {}  # of columns
         self._facts: dict[str, Sequence[Any]] = {}
         self.bytes = sum(column.nbytes for column in columns.values())
         self.buffers: Tensors = {}
-        self._arriving = columns if isinstance(columns, Arriving) else None
+        found = columns if isinstance(columns, Arriving) else arriving
+        self._arriving = [] if found is None else [found]
         self._device: torch.device | None = None
         self._transfer: Transfer = "auto"
         self._lock = Lock()
@@ -81,18 +86,26 @@ class Window:
     def to(self, device: torch.device, transfer: Transfer) -> Window:
         """Move the columns to a device, and all that is made later."""
         self._device, self._transfer = device, transfer
+        there = []
         for name, column in self._columns.items():
-            if isinstance(column, torch.Tensor):
+            if isinstance(column, torch.Tensor) and column.device != device:
                 self._columns[name] = to_device(column, device, transfer)
+                there.append(self._columns[name])
         for name, views in self._views.items():  # what `collate` made
             self._views[name] = [v.to(device) for v in views]
+            there += self._views[name]
+        self.expect(under_way(there, device))
         return self
 
     def arrive(self) -> None:
-        """Let the caller's stream wait for columns that are on their way to a device."""
-        if self._arriving is not None:
-            self._arriving.wait()
-            self._arriving = None
+        """Let the caller's stream wait for what is on its way to a device."""
+        while self._arriving:
+            self._arriving.pop().wait()
+
+    def expect(self, arriving: Arriving | None) -> None:
+        """Note that more of what the caller gets is on its way to a device."""
+        if arriving is not None:
+            self._arriving.append(arriving)
 
     def put(self, name: str, views: Sequence[Any]) -> None:
         """Replace or add a column, by its value in each batch."""
@@ -191,6 +204,26 @@ class Window:
         if column.kind == "batch":
             return value[pieces.micro_batch].tolist()  # type: ignore[no-any-return]
         return self._split_fact(host_tensor(value[pieces.taken], pieces.ids, column.name))
+
+
+def shared_out(group: Sequence[Pieces], columns: Mapping[str, Column]) -> list[Window]:
+    """Return a window of each of some pieces, whose rows were gathered together."""
+    if len(group) == 1:
+        return [Window(group[0], columns)]
+    windows, start = [], 0
+    arriving = columns if isinstance(columns, Arriving) else None
+    for pieces in group:
+        rows = len(pieces.ids)
+        mine = {name: _rows(column, start, rows) for name, column in columns.items()}
+        windows.append(Window(pieces, mine, arriving))
+        start += rows
+    return windows
+
+
+def _rows(column: Column, start: int, rows: int) -> Column:
+    if isinstance(column, torch.Tensor):
+        return column[start : start + rows]
+    return column.slice(start, rows)
 
 
 _FACTS: dict[str, Callable[[Window], Sequence[Any]]] = {

@@ -49,7 +49,7 @@ class Workers:
     count : int
     """
 
-    def __init__(self, transform: Transform, count: int) -> None:
+    def __init__(self, transform: Transform | None, count: int) -> None:
         self.count = count
         try:
             self._transform = pickle.dumps(transform)

@@ -72,6 +72,23 @@ def test_resume_from_workers_to_none(plan):
     assert got + values(DataLoader(DATASET, batch_sampler=resumed)) == expected
 
 
+@pytest.mark.parametrize(("workers", "stops"), [(0, range(4, 157, 8)), (2, (4, 40))])
+def test_stateful_data_loader(plan, workers, stops):
+    """torchdata's counts what it yielded: at the end of a step, it is exact with workers, too."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    expected = list(ManifestBatchSampler(plan, epochs=[0]))
+
+    def make():
+        sampler = ManifestBatchSampler(plan, epochs=[0])
+        return stateful(DATASET, batch_sampler=sampler, num_workers=workers)
+
+    for stop in stops:
+        running, resumed = make(), make()
+        got = [batch.tolist() for (batch,) in itertools.islice(running, stop)]
+        resumed.load_state_dict(running.state_dict())
+        assert got + values(resumed) == expected
+
+
 def test_resume_at_every_step(plan):
     expected = list(ManifestBatchSampler(plan))
     sampler = ManifestBatchSampler(plan)

@@ -178,6 +178,16 @@ def test_what_cannot_be_collated(ragged, collate, error, message):
         ManifestLoader(*ragged, collate=collate)
 
 
+def test_lengths_whose_name_is_taken(tmp_path):
+    table = pa.table({"tokens": [[1], [2, 3]], "tokens_lengths": [1, 2]})
+    write_fragment(table, tmp_path / "data" / "a.arrow", "ipc")
+    write_plan(tmp_path / "plan", tmp_path / "data", {0: BatchPlan.of([0, 2], [0, 1])})
+    for collate in ("padded", {"tokens": "padded"}):
+        with pytest.raises(ParameterError, match="would be called 'tokens_lengths'"):
+            ManifestLoader(tmp_path / "plan", tmp_path / "data", collate=collate)
+    ManifestLoader(tmp_path / "plan", tmp_path / "data", collate="jagged")
+
+
 def test_padding_that_cannot_be(ragged):
     for options in ({"to": 0}, {"to": True}, {"multiple_of": 0}, {"multiple_of": 1.5}):
         (name,) = options

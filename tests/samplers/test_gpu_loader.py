@@ -88,6 +88,35 @@ def test_beside_training_on_another_stream(plan, awkward_data, transfer):
     assert [int(s) for s in sums] == wanted
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_transformed_batches_on_another_stream(plan, awkward_data, threads):
+    data = awkward_data("ipc")
+
+    def doubled(batch):
+        return batch.with_columns(row=batch["row"] * 2, wide=batch["row"].repeat(10_000))
+
+    wanted = [2 * b["row"].sum().item() for b in ManifestLoader(plan, data, columns=["row"])]
+    loader = ManifestLoader(
+        plan,
+        data,
+        columns=["row"],
+        device="cuda",
+        transform=doubled,
+        transform_threads=threads,
+        prefetch=4,
+    )
+    weights = torch.rand(2048, 2048, device="cuda")
+    sums, wide, stream = [], [], torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for batch in loader:
+            weights = (weights @ weights).clamp_(0, 1)
+            sums.append(batch["row"].sum())
+            wide.append(batch["wide"].sum())
+    torch.cuda.synchronize()
+    assert [int(s) for s in sums] == wanted
+    assert [int(s) for s in wide] == [5_000 * s for s in wanted]
+
+
 def test_stats_tell_the_way(plan, awkward_data):
     loader = ManifestLoader(
         plan, awkward_data("ipc"), columns=["x"], device="cuda", transfer="unified"

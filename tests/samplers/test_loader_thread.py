@@ -69,6 +69,14 @@ def test_thread_ends_with_the_iteration(plan, data, how):
     assert prefetch_threads() == []
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_interrupt_in_the_loop_ends_the_thread(plan, data):
     def train():
         for batch in ManifestLoader(plan, data, columns=[], prefetch=4):
@@ -80,7 +88,7 @@ def test_interrupt_in_the_loop_ends_the_thread(plan, data):
     assert prefetch_threads() == []
 
 
-def test_interrupt_while_waiting_for_a_batch_ends_the_thread(plan, data):
+def test_interrupt_while_waiting_for_a_batch_ends_the_thread(plan, data, interrupts):
     waiting, go = threading.Event(), threading.Event()
 
     def slow(batch):

@@ -244,7 +244,7 @@ def test_damaged_block_is_an_error_in_the_caller(data, tmp_path, prefetch):
         ({"prefetch": -1}, r"'prefetch' parameter must be an int in the range \[0, inf\)"),
         ({"prefetch": 1.5}, "Got 1.5 instead"),
         ({"cache_bytes": -1}, "'cache_bytes'"),
-        ({"transfer": "gds"}, r"'transfer' parameter must be one of 'auto', 'cpu'"),
+        ({"transfer": "gds"}, "must be one of 'auto', 'unified', 'staged', 'cpu'"),
         ({"device": "gpu"}, "'device' parameter"),
         ({"on_uneven": "drop"}, "'on_uneven' parameter must be one of 'error', 'pad'"),
         ({"verify": "deep"}, "'verify' parameter must be one of 'header', 'all'"),

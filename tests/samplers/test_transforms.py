@@ -126,6 +126,10 @@ def test_threads_need_a_transform(plan, data):
         with pytest.raises(ParameterError, match=f"'{name}' parameter must be an int in"):
             ManifestLoader(plan, data, transform=transforms.half, **{name: -1})
 
+    options = {"transform": transforms.half, "transform_threads": 1, "transform_workers": 1}
+    with pytest.raises(ParameterError, match="both were given: leave one out"):
+        ManifestLoader(plan, data, **options)
+
 
 # --- worker processes -----------------------------------------------------------------------------
 
@@ -195,11 +199,12 @@ def test_transform_that_no_worker_can_import(plan, data):
 # --- interrupts -----------------------------------------------------------------------------------
 
 SCRIPT = """if True:
-    import sys, threading
+    import signal, sys
     from batchloom.samplers import ManifestLoader
     from batchloom.tests.contracts import transforms
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever the tests run
         plan, data, kind = sys.argv[1:]
         options = {
             "threads": {
