@@ -23,6 +23,8 @@ from .errors import ParameterError
 __all__ = [
     "compact_json",
     "digest",
+    "envelope",
+    "envelope_hashes",
     "file_sha256",
     "has_utf8",
     "known_fields",
@@ -88,6 +90,26 @@ def _encoder(depth: int) -> json.JSONEncoder:
 def digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value's compact form, in hex."""
     return hashlib.sha256(compact_json(value)).hexdigest()
+
+
+def envelope(id_name: str, identity: Any, provenance: Any) -> bytes:
+    """Return the bytes of a header file: ``{<id_name>, header_sha256, identity, provenance}``."""
+    own_id, header_sha256 = envelope_hashes(identity, provenance)
+    return pretty_json(
+        {
+            id_name: own_id,
+            "header_sha256": header_sha256,
+            "identity": identity,
+            "provenance": provenance,
+        }
+    )
+
+
+def envelope_hashes(identity: Any, provenance: Any) -> tuple[str, str]:
+    """Return (SHA-256 of the identity, SHA-256 of {identity, provenance}), encoding each once."""
+    what, how = compact_json(identity), compact_json(provenance)
+    both = b'{"identity":%b,"provenance":%b}' % (what, how)
+    return hashlib.sha256(what).hexdigest(), hashlib.sha256(both).hexdigest()
 
 
 def file_sha256(file: Any) -> str:

@@ -7,14 +7,13 @@ What the fields mean stands in `manifest`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from .canonical import compact_json, pretty_json
+from .canonical import envelope, envelope_hashes, pretty_json
 from .errors import (
     BatchloomError,
     ManifestCorruptError,
@@ -41,22 +40,7 @@ _log = logging.getLogger("batchloom")
 
 def header_bytes(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> bytes:
     """Return the bytes of ``manifest.json``."""
-    manifest_id, header_sha256 = _hashes(identity, provenance)
-    return pretty_json(
-        {
-            "manifest_id": manifest_id,
-            "header_sha256": header_sha256,
-            "identity": identity,
-            "provenance": provenance,
-        }
-    )
-
-
-def _hashes(identity: Any, provenance: Any) -> tuple[str, str]:
-    """Return (SHA-256 of the identity, SHA-256 of {identity, provenance}), encoding each once."""
-    what, how = compact_json(identity), compact_json(provenance)
-    both = b'{"identity":%b,"provenance":%b}' % (what, how)
-    return hashlib.sha256(what).hexdigest(), hashlib.sha256(both).hexdigest()
+    return envelope("manifest_id", identity, provenance)
 
 
 def read_header(folder: Location) -> dict[str, Any]:
@@ -78,7 +62,7 @@ def read_header(folder: Location) -> dict[str, Any]:
                 "Copy the manifest again or plan anew."
             )
         expected = header["manifest_id"], header["header_sha256"]
-        found = _hashes(header["identity"], header["provenance"])
+        found = envelope_hashes(header["identity"], header["provenance"])
         for what, wanted, got in zip(("manifest id", "header hash"), expected, found, strict=True):
             if wanted != got:
                 raise _edited(path, f"{what} {wanted}", got)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from .canonical import compact_json, pretty_json
+from .canonical import digest, envelope, envelope_hashes, pretty_json
 from .errors import (
     BatchloomError,
     MissingFileError,
@@ -227,7 +227,7 @@ def identity_of(parts: TableParts) -> dict[str, Any]:
 
 def table_id_of(parts: TableParts) -> str:
     """Return the id of a table that is not packed yet."""
-    return hashlib.sha256(compact_json(identity_of(parts))).hexdigest()
+    return digest(identity_of(parts))
 
 
 def header_bytes(
@@ -250,22 +250,7 @@ def header_bytes(
         "pages": dict(pages),
         "files": [file.to_json(chunk) for chunk, file in files],
     }
-    table_id, header_sha256 = _hashes(identity, provenance)
-    return pretty_json(
-        {
-            "table_id": table_id,
-            "header_sha256": header_sha256,
-            "identity": identity,
-            "provenance": provenance,
-        }
-    )
-
-
-def _hashes(identity: Any, provenance: Any) -> tuple[str, str]:
-    """Return (SHA-256 of the identity, SHA-256 of {identity, provenance})."""
-    what, how = compact_json(identity), compact_json(provenance)
-    both = b'{"identity":%b,"provenance":%b}' % (what, how)
-    return hashlib.sha256(what).hexdigest(), hashlib.sha256(both).hexdigest()
+    return envelope("table_id", identity, provenance)
 
 
 def read_header(folder: Location) -> dict[str, Any]:
@@ -287,7 +272,7 @@ def read_header(folder: Location) -> dict[str, Any]:
                 f"{', '.join(sorted(_ENVELOPE))}. {_ADVICE}"
             )
         expected = header["table_id"], header["header_sha256"]
-        found = _hashes(header["identity"], header["provenance"])
+        found = envelope_hashes(header["identity"], header["provenance"])
         for what, wanted, got in zip(("table id", "header hash"), expected, found, strict=True):
             if wanted != got:
                 raise _edited(path, f"{what} {wanted}", got)

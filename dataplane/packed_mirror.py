@@ -89,6 +89,7 @@ class Mirror:
         self._kept = 0
         self._store = _store(max(1, len(self._seen)) * PAGE_BYTES, folder)
         self.lock = RLock()
+        self._process = os.getpid()
         self.fetched_bytes = self.requests = 0
 
     @property
@@ -103,6 +104,11 @@ class Mirror:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Keep what is brought in the block until it ends."""
+        if os.getpid() != self._process:  # both would free pages that the other one reads
+            raise PackedError(
+                f"{self.location} was opened before this process was forked. Open the table in the "
+                "process that reads it, or start workers by 'spawn'."
+            )
         with self.lock:
             self._clock += 1
             self._since = self._clock

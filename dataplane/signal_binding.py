@@ -14,6 +14,7 @@ from typing import Any
 from .canonical import pretty_json
 from .commit import create_file
 from .errors import ParameterError, SignalError
+from .series import Series
 from .snapshot import Snapshot
 from .snapshot_bases import check_related, newest_base
 from .storage import Location
@@ -36,10 +37,12 @@ _ATTEMPT = re.compile(r"attempt-(\d{5})\.json")
 
 
 def snapshot_given(dataset: Any) -> Snapshot:
+    if isinstance(dataset, Series) and dataset.ranges:
+        dataset = dataset.members[-1]
     snapshot = dataset if isinstance(dataset, Snapshot) else getattr(dataset, "snapshot", None)
     if not isinstance(snapshot, Snapshot):
         raise ParameterError(
-            "The 'dataset' parameter must be a Snapshot, or what has one: a Dataset or a Manifest. "
+            "The 'dataset' parameter must be a Snapshot, or what has one: a Dataset or a plan. "
             f"Got {type(dataset).__name__} instead."
         )
     return snapshot

@@ -349,10 +349,9 @@ def _count(before: Observations, observed: Observations) -> None:
     observed : Observations
         Ascending by row, those of one row as they came.
     """
-    again = observed.same_row()
-    if len(before):
-        again |= np.isin(observed.rows, before.rows)
-    if not again.any():
+    place = np.searchsorted(observed.rows, before.rows)
+    known_before = observed.rows[np.minimum(place, len(observed) - 1)] == before.rows
+    if not known_before.any() and not observed.same_row().any():
         return
     known = Observations.concat([before, observed]) if len(before) else observed
     order = np.lexsort((known.step, known.epoch, known.rows))

@@ -1,6 +1,6 @@
 """Signals: what a training run says of rows, such as their losses, kept for the next plan.
 
-    >>> with SignalStore.for_writing("signals/", loader.dataset) as store:
+    >>> with SignalStore.for_writing("signals/", open_plan("plan/")) as store:
     ...     for batch in loader:
     ...         losses = ...                      # one a row: reduction="none"
     ...         store.append(batch.rows, epoch=batch.epoch, step=batch.step, loss=losses)
@@ -134,7 +134,7 @@ class SignalStore:
         Parameters
         ----------
         path : path or URI
-        dataset : Snapshot, Dataset or Manifest
+        dataset : Snapshot, Dataset, Manifest or Series
             What the row ids belong to. A dataset that has grown since the store was made extends
             it.
         writer : int

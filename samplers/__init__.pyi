@@ -8,6 +8,7 @@ from .loader import ManifestLoader as ManifestLoader
 from .loss_sampler import IndexedDataset as IndexedDataset
 from .loss_samplers import HardBatchSampler as HardBatchSampler
 from .loss_samplers import InfoBatchSampler as InfoBatchSampler
+from .loss_samplers import RandomShareSampler as RandomShareSampler
 from .loss_samplers import SeTaSampler as SeTaSampler
 from .losses import weighted_loss as weighted_loss
 from .row_source import RowSource as RowSource

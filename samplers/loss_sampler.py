@@ -235,6 +235,8 @@ class LossSampler(Sampler[list[int]]):
         float32 tensor, shape (n,), on the device of `rows`
         """
         chosen, given = self._planned(), torch.as_tensor(rows)
+        if chosen.weights is None and not self._pads:
+            return torch.ones(len(given), dtype=torch.float32, device=given.device)
         ids = given.cpu().numpy().astype(np.uint64)
         found = np.ones(len(ids), np.float32)
         if chosen.weights is not None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..coresets.hard_batches import HardBatches
 from ..coresets.infobatch import InfoBatch
+from ..coresets.random_share import RandomShare
 from ..coresets.seta import SeTa
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.plan import BatchPlan, Selection
@@ -21,7 +22,7 @@ from ..dataplane.random import Permutation, checked_seed
 from .loss_sampler import Chosen, LossSampler
 from .ranks import OnUneven
 
-__all__ = ["HardBatchSampler", "InfoBatchSampler", "SeTaSampler"]
+__all__ = ["HardBatchSampler", "InfoBatchSampler", "RandomShareSampler", "SeTaSampler"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -89,6 +90,20 @@ class InfoBatchSampler(_SelectionSampler):
     """
 
     _kind = InfoBatch
+
+
+class RandomShareSampler(_SelectionSampler):
+    """A random share of the rows: what the others are held against. It needs no losses.
+
+    Parameters
+    ----------
+    rows, batch_size, rank, world_size, drop_last, on_uneven
+        See `LossSampler`.
+    **settings
+        Of `RandomShare`: ``prune_ratio=0.5``, ``fresh=True``, ``seed=0``.
+    """
+
+    _kind = RandomShare
 
 
 class HardBatchSampler(LossSampler):

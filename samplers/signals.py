@@ -22,14 +22,14 @@ def open_signal_store(path: str | os.PathLike[str], dataset: Any, **options: Any
     Parameters
     ----------
     path : path or URI
-    dataset : Snapshot, Dataset or Manifest
+    dataset : Snapshot, Dataset, Manifest or Series
         What the row ids belong to.
     **options
         Of `SignalStore.for_writing`.
 
     Examples
     --------
-    >>> with open_signal_store("signals/", manifest) as store:
+    >>> with open_signal_store("signals/", open_plan("plan/")) as store:
     ...     for batch in loader:
     ...         losses = ...
     ...         store.append(

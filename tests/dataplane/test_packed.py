@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batchloom.dataplane import PackedTable, open_dataset
-from batchloom.dataplane.canonical import pretty_json
+from batchloom.dataplane.canonical import envelope_hashes, pretty_json
 from batchloom.dataplane.errors import (
     ColumnTypeError,
     DatasetChangedError,
@@ -17,7 +17,7 @@ from batchloom.dataplane.errors import (
     PackedError,
     PackedVersionError,
 )
-from batchloom.dataplane.packed_header import HEADER, _hashes, read_header
+from batchloom.dataplane.packed_header import HEADER, read_header
 from batchloom.dataplane.packing import pack_dataset, run_on_threads
 from batchloom.dataplane.snapshot import Snapshot
 from batchloom.dataplane.storage import locate
@@ -233,7 +233,7 @@ def test_headers_of_other_versions(packed, tmp_path, change, error, message):
     copy = shutil.copytree(packed.path, tmp_path / "t", copy_function=os.link)
     header = read_header(locate(copy))
     header["identity"] = {**header["identity"], **change}
-    ids = _hashes(header["identity"], header["provenance"])
+    ids = envelope_hashes(header["identity"], header["provenance"])
     header["table_id"], header["header_sha256"] = ids
     (copy / HEADER).unlink()
     (copy / HEADER).write_bytes(pretty_json(header))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,29 @@ def test_objects_that_are_missing_or_cut(store: Store, wide: PackedTable) -> Non
         PackedGather(table).gather([ROWS - 1])
     with pytest.raises(PackedError, match="There is no packed table at"):
         opened(store, store.at("nothing"))
+
+
+def test_forked_child_is_told_to_open_the_table_itself(store: Store, wide: PackedTable) -> None:
+    table = opened(store, uploaded(store, wide))
+    gather = PackedGather(table)
+    gather.gather([0])
+    child = os.fork()
+    if child == 0:
+        try:
+            gather.gather([0])
+        except PackedError as error:
+            os._exit(0 if "was opened before this process was forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_pickled_by_its_place(store: Store, wide: PackedTable, values: Any) -> None:
+    table = opened(store, uploaded(store, wide), cache_bytes=LIMIT)
+    again = pickle.loads(pickle.dumps(table))
+    assert again.table_id == table.table_id
+    assert PackedGather(again).gather([9])["x"].equal(values[[9]])  # type: ignore[union-attr]
+    assert again.mirror._limit == table.mirror._limit
+    assert len(pickle.dumps(wide)) < 1000
 
 
 def test_parameters(store: Store, wide: PackedTable) -> None:

@@ -249,6 +249,7 @@ def test_a_scan_keeps_to_its_memory(tmp_path: Path, shape: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_larger_scan_keeps_to_its_memory(tmp_path: Path, shape: str, workers: int) -> None:
@@ -299,6 +300,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_keeps_to_its_memory(
     rows_of: Callable[[int], Path], tmp_path: Path, name: str
@@ -319,6 +321,7 @@ def test_every_method_keeps_to_its_memory(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_added_rows_only(rows_of: Callable[[int], Path], tmp_path: Path) -> None:
     open_dataset(rows_of(4_000_000)).snapshot.save(tmp_path / "snapshot.json")
     options = {"since": str(tmp_path / "snapshot.json"), "added_only": True, "form": "explicit"}

@@ -1,0 +1,210 @@
+"""What selecting by loss saves, and what it costs in accuracy: a small classifier, trained in full.
+
+Fashion-MNIST where the Debian package `dataset-fashion-mnist` is installed, else the handwritten
+digits of scikit-learn. Every method is held against random rows at the same number of passes: one
+subset for the whole training (fixed), and one drawn anew in each epoch (fresh). Means of three
+seeds, once with clean labels and once with a tenth of them drawn at random.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchloom.samplers import (
+    HardBatchSampler,
+    InfoBatchSampler,
+    RandomShareSampler,
+    SeTaSampler,
+)
+from harness import Row, load, run_benchmark, say
+from torch import nn
+
+SEEDS = (0, 1, 2)
+EPOCHS = 10
+NOISE = 0.1
+
+SeTa = partial(SeTaSampler, epochs=EPOCHS)
+# Name → sampler, and the bars of Fashion-MNIST: share of passes at most, then accuracy over full,
+# over fixed and over fresh random at least, in points.
+METHODS: dict[str, tuple[Callable[..., Any], tuple[float, float, float, float] | None]] = {
+    "SeTa .1/5/.9": (partial(SeTa, prune_ratio=0.1), (0.66, -0.8, 0.1, -0.25)),
+    "SeTa 0/5/.6": (partial(SeTa, prune_ratio=0.0, window_scale=0.6), None),
+    "SeTa .1/10/.5": (
+        partial(SeTa, prune_ratio=0.1, groups=10, window_scale=0.5),
+        (0.5, -1.1, 0.2, -9),
+    ),
+    "SeTa .1/5/.9 unbiased": (
+        partial(SeTa, prune_ratio=0.1, weights="unbiased", anneal="full"),
+        None,
+    ),
+    "SeTa 0/5/.6 monotone": (
+        partial(SeTa, prune_ratio=0.0, window_scale=0.6, schedule="monotone"),
+        None,
+    ),
+    "InfoBatch .5": (partial(InfoBatchSampler, epochs=EPOCHS), (0.75, -0.4, 0.2, -0.1)),
+    "InfoBatch .8": (partial(InfoBatchSampler, epochs=EPOCHS, prune_ratio=0.8), None),
+    "hard rows .5": (partial(HardBatchSampler, level="rows"), None),
+    "hard rows .5, trimmed": (
+        partial(HardBatchSampler, level="rows", loss_cap_quantile=0.9),
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    x: torch.Tensor
+    y: torch.Tensor
+    test_x: torch.Tensor
+    test_y: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Accuracy in percent, share of all passes, CPU seconds in all and of the selection."""
+
+    accuracy: float
+    passes: float
+    cpu: float
+    selecting: float
+
+
+def read_idx(path: Path) -> Any:
+    data = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(data, ">i4", data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def load_data(quick: bool) -> Data:
+    found = sorted(Path("/usr/share").glob("**/*fashion*/train-images-idx3-ubyte.gz"))
+    if found and not quick:
+        folder = found[0].parent
+        images = [read_idx(folder / f"{n}-images-idx3-ubyte.gz") for n in ("train", "t10k")]
+        labels = [read_idx(folder / f"{n}-labels-idx1-ubyte.gz") for n in ("train", "t10k")]
+        x, test_x = (torch.tensor(i.reshape(len(i), -1) / 255.0).float() for i in images)
+        y, test_y = (torch.tensor(v.astype(np.int64)) for v in labels)
+        return Data("Fashion-MNIST", x, y, test_x, test_y)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    x = torch.tensor(digits.data[order] / 16.0).float()
+    y = torch.tensor(digits.target[order])
+    return Data("digits", x[:1347], y[:1347], x[1347:], y[1347:])
+
+
+def noisy(data: Data) -> Data:
+    """Return the data with a tenth of the training labels drawn at random."""
+    draw = np.random.default_rng(99)
+    y = data.y.clone()
+    at = draw.random(len(y)) < NOISE
+    y[at] = torch.tensor(draw.integers(0, 10, int(at.sum())))
+    return Data(data.name, data.x, y, data.test_x, data.test_y)
+
+
+def train(data: Data, make: Callable[..., Any], seed: int) -> Trained:
+    torch.manual_seed(seed)
+    width = data.x.shape[1]
+    model = nn.Sequential(
+        nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
+    size = 128 if len(data.y) > 10_000 else 32
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    sampler = make(len(data.y), size, seed=seed)
+    rows_trained, selecting, began = 0, 0.0, time.process_time()
+    for epoch in range(EPOCHS):
+        mark = time.process_time()
+        sampler.set_epoch(epoch)
+        steps = sampler.steps_in_epoch()
+        batches = iter(sampler)
+        selecting += time.process_time() - mark
+        for step in range(steps):
+            mark = time.process_time()
+            rows = torch.tensor(next(batches))
+            weights = sampler.weights(rows)
+            selecting += time.process_time() - mark
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (1 - (epoch + step / steps) / EPOCHS)
+            losses = criterion(model(data.x[rows]), data.y[rows])
+            optimizer.zero_grad()
+            (weights * losses).mean().backward()
+            optimizer.step()
+            mark = time.process_time()
+            sampler.update(rows, losses)
+            selecting += time.process_time() - mark
+            rows_trained += len(rows)
+    cpu = time.process_time() - began
+    with torch.no_grad():
+        right = (model(data.test_x).argmax(1) == data.test_y).float().mean()
+    return Trained(100 * float(right), rows_trained / len(data.y) / EPOCHS, cpu, selecting)
+
+
+def all_seeds(data: Data, make: Callable[..., Any]) -> list[Trained]:
+    return [train(data, make, seed) for seed in SEEDS]
+
+
+def mean(runs: list[Trained], field: str) -> float:
+    return float(np.mean([getattr(r, field) for r in runs]))
+
+
+def spread(runs: list[Trained]) -> str:
+    values = [r.accuracy for r in runs]
+    return f"{np.mean(values):.2f} ({min(values):.2f}…{max(values):.2f})"
+
+
+def compare(data: Data, labels: str, rows: list[Row]) -> None:
+    everything = partial(RandomShareSampler, prune_ratio=0.0)
+    full = all_seeds(data, everything)
+    rows.append(
+        Row(f"{data.name}, {labels}: all rows", spread(full), "", f"{mean(full, 'cpu'):.1f} CPU s")
+    )
+    for name, (make, bars) in METHODS.items():
+        say(f"{labels}: {name}")
+        runs = all_seeds(data, make)
+        passes = mean(runs, "passes")
+        share = partial(RandomShareSampler, prune_ratio=min(0.99, max(0.0, 1 - passes)))
+        fixed = all_seeds(data, partial(share, fresh=False))
+        fresh = all_seeds(data, share)
+        mine = mean(runs, "accuracy")
+        over = [mine - mean(other, "accuracy") for other in (full, fixed, fresh)]
+        ok, bar = None, ""
+        if bars is not None and data.name != "digits" and labels == "clean labels":
+            limits = zip(over, bars[1:], strict=True)
+            ok = passes <= bars[0] and all(found >= least for found, least in limits)
+            bar = f"≤ {bars[0]:.0%}; " + ", ".join(f"{b:+.2f}" for b in bars[1:])
+        overhead = mean(runs, "selecting") / mean(runs, "cpu")
+        rows.append(
+            Row(
+                f"  {name}: {passes:.1%} of the passes",
+                f"{spread(runs)}; selecting {overhead:.1%} of {mean(runs, 'cpu'):.1f} CPU s",
+                f"fixed {spread(fixed)}, fresh {spread(fresh)}",
+                "full {:+.2f}, fixed {:+.2f}, fresh {:+.2f}".format(*over),
+                bar,
+                ok,
+            )
+        )
+
+
+def run(folder: Path, quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    data = load_data(quick)
+    compare(data, "clean labels", rows)
+    compare(noisy(data), "a tenth of the labels at random", rows)
+    say(load())
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark(__doc__ or "", run))
