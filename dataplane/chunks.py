@@ -61,19 +61,19 @@ def decoded_bytes(metadata: Any, schema: pa.Schema, columns: Sequence[str], chun
     """
     group = metadata.row_group(chunk)
     total = 0
-    stored: dict[str, int] = {}
-    for index in range(group.num_columns):
-        column = group.column(index)
-        name = column.path_in_schema
-        top = name if name in columns else name.split(".")[0]
-        stored[top] = stored.get(top, 0) + column.total_uncompressed_size
+    loose = set()
     for name in columns:
         known = numpy_type(schema.field(name).type)
         if known is None:
-            total += stored.get(name, 0)
+            loose.add(name)
         else:
             total += group.num_rows * known[0].itemsize * math.prod(known[1])
-    return total
+    for index in range(group.num_columns if loose else 0):
+        column = group.column(index)
+        name = column.path_in_schema
+        if name in loose or name.split(".")[0] in loose:
+            total += column.total_uncompressed_size
+    return int(total)
 
 
 def parquet_batches(
@@ -81,14 +81,19 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a run of row groups."""
     schema, metadata = file.schema_arrow, file.metadata
-    rows = sum(metadata.row_group(group).num_rows for group in run)
+    held = {group: metadata.row_group(group).num_rows for group in run}
+    rows, largest = sum(held.values()), max(held, key=held.__getitem__)
     loose = [name for name in columns if numpy_type(schema.field(name).type) is None]
     fixed = [name for name in columns if name not in loose]
+    options = {"row_groups": list(run), "use_threads": False}
+    # By one row group of the run: to look all columns of all of them up takes long where they are
+    # small and wide.
     size, at_least = (
-        sum(decoded_bytes(metadata, schema, names, group) for group in run)
+        decoded_bytes(metadata, schema, names, largest) * rows // max(1, held[largest])
+        if names
+        else 0
         for names in (fixed, loose)
     )
-    options = {"row_groups": list(run), "use_threads": False}
     if loose and rows:
         # A column that is stored as numbers of a dictionary's entries takes more than its pages do.
         few = next(file.iter_batches(batch_size=_PROBE_ROWS, columns=loose, **options))
