@@ -38,6 +38,8 @@ __all__ = [
     "LossSearch",
     "LossSelector",
     "NonFinite",
+    "count_in_parts",
+    "keeps_in_parts",
     "plan_rows",
     "scored_rows",
 ]
@@ -309,6 +311,19 @@ class LossSelector(Protocol):
 
     def search(self, epoch: int, rows: int) -> LossSearch:
         """Return the passes over so many rows that lead to an epoch's choice."""
+
+
+def count_in_parts(wanted: LossPass, rows: LossRows, counts: I64) -> None:
+    """Count rows for a pass, so many at a time as stay in the processor's cache."""
+    for start in range(0, len(rows), _PART_ROWS):
+        wanted.count(rows.slice(start, start + _PART_ROWS), into=counts)
+
+
+def keeps_in_parts(choice: Choice, rows: LossRows) -> Mask:
+    """Return which rows a choice keeps; bool, shape (n,)."""
+    starts = range(0, len(rows), _PART_ROWS)
+    parts = [choice.keeps(rows.slice(start, start + _PART_ROWS)) for start in starts]
+    return np.concatenate([np.zeros(0, bool), *parts])
 
 
 def plan_rows(

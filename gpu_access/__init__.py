@@ -2,7 +2,8 @@
 
 A newcomer's way in: `unified` (a host table whose rows are asked for by id), `backends` (the ways
 they go, and the choice among them), `kernels` (what GPU threads do), `cache` (rows that are read
-again). `cpu` gathers rows of Arrow chunks into a batch, `transfer` moves it to a device.
+again). `packed_gather` gathers rows of packed tables and mapped files on the CPU (`row_gather`: its
+kernel), `cpu` those of Arrow chunks; `transfer` moves a batch to a device.
 """
 
 import lazy_loader

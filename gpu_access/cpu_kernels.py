@@ -18,6 +18,7 @@ _LINE = 64  # bytes of a cache line
 _AHEAD = 32  # rows that are asked for before they are copied
 _NEAR = 1024  # bytes of a row that are; the processor itself reads on after that
 _UNROLLED = 1024  # bytes of a row up to which a width has a loop of its own
+_STREAMED = 1 << 20  # bytes of a request from which on they are written past the caches
 _LONG = 8192  # bytes from which the C library copies better
 _ONE = np.uint64(1)
 _U3, _U4, _U7, _U8, _U16, _U32 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32))
@@ -77,6 +78,35 @@ def _mover(width):
 
 
 _move_4, _move_8, _move_16, _move_32 = (_mover(width) for width in (4, 8, 16, 32))
+
+
+@intrinsic
+def _stream_line(typingctx, target, source):
+    """Copy a line to an aligned address past the caches: what is written is not read first."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.VectorType(ir.IntType(64), _LINE // 8)
+        to, at = (builder.inttoptr(a, kind.as_pointer()) for a in args)
+        value = builder.load(at)
+        value.align = 1
+        store = builder.store(value, to)
+        store.align = _LINE
+        one = ir.Constant(ir.IntType(32), 1)
+        store.set_metadata("nontemporal", builder.module.add_metadata([one]))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def _fence(typingctx):
+    """Let other threads see what was streamed before what is written after."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 def _value_at(bits):
@@ -224,6 +254,17 @@ def _copier(row_bytes):
     @njit(cache=True, nogil=True)
     def copy(source, out, start, stop):
         target = out + np.uint64(start * row_bytes)
+        # Lines of a window are long out of the nearest cache when its last one is written.
+        if out % _U64 == 0 and source.size * row_bytes >= _STREAMED:
+            for i in range(start, stop):
+                then, row = source[min(i + _AHEAD, stop - 1)], source[i]
+                for at in range(0, row_bytes, _LINE):
+                    step = np.uint64(at)
+                    _prefetch(then + step)
+                    _stream_line(target + step, row + step)
+                target += np.uint64(row_bytes)
+            _fence()
+            return
         for i in range(start, stop):
             then, row = source[min(i + _AHEAD, stop - 1)], source[i]
             for at in range(0, row_bytes, _LINE):

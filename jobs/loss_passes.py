@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..coresets.loss_search import Choice as RowChoice
-from ..coresets.loss_search import LossRows, LossSelector
+from ..coresets.loss_search import LossRows, LossSelector, count_in_parts
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.row_column import CHUNK_ROWS
@@ -108,7 +108,7 @@ def count_rows(task: CountTask, wanted: Any, rows_file: str | None) -> Packed:
         for start in range(piece.start, piece.stop, CHUNK_ROWS):
             rows = _rows(piece, start, min(start + CHUNK_ROWS, piece.stop), chosen)
             if len(rows):
-                wanted.count(rows, into=counts)
+                count_in_parts(wanted, rows, counts)
     return Packed.pack(counts)
 
 

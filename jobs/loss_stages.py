@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ..coresets.loss_search import LossRows, LossSelector, NonFinite
+from ..coresets.loss_search import LossRows, LossSelector, NonFinite, keeps_in_parts
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
@@ -140,7 +140,7 @@ class LossSelect(SelectStage):
 
         def keeps(ids: npt.NDArray[np.uint64], _: slice) -> npt.NDArray[np.bool_]:
             rows = losses.of(ids)
-            inside = choice.keeps(rows)
+            inside = keeps_in_parts(choice, rows)
             measured.add(rows, inside)
             return inside
 

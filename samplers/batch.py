@@ -7,17 +7,15 @@ memory; `Batch.copy` has memory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import torch
 
 from ..gpu_access.cpu import Column
 from ..gpu_access.transfer import Transfer, to_device
-
-if TYPE_CHECKING:
-    from .window import Window
+from .pieces import Pieces
 
 __all__ = ["Batch", "BatchColumn", "batch_of"]
 
@@ -26,6 +24,22 @@ BatchColumn: TypeAlias = "Column | Any"
 
 _PLACE = ("epoch", "step", "micro", "step_rows", "step_weight")
 _FACTS = ("rows", "weights", "seeds", "pad", "side")
+
+
+class Source(Protocol):
+    """What a batch asks of its `window.Window`, which itself makes batches."""
+
+    pieces: Pieces
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns."""
+
+    def column(self, name: str) -> Sequence[BatchColumn]:
+        """A column's value in each batch."""
+
+    def fact(self, name: str) -> Sequence[Any]:
+        """Rows, weights, seeds, pad or side of each batch."""
 
 
 class Batch(Mapping[str, BatchColumn]):
@@ -59,7 +73,7 @@ class Batch(Mapping[str, BatchColumn]):
 
     __slots__ = ("__weakref__", "_columns", "_index", "_own", "_window")
 
-    _window: Window | None  # where what is not in `_own` comes from
+    _window: Source | None  # where what is not in `_own` comes from
     _index: int
     _columns: Mapping[str, BatchColumn] | None
     _own: dict[str, Any]
@@ -93,7 +107,7 @@ class Batch(Mapping[str, BatchColumn]):
         }
 
     @classmethod
-    def of_window(cls, window: Window, index: int) -> Batch:
+    def of_window(cls, window: Source, index: int) -> Batch:
         """Return a window's batch, as views."""
         batch = cls.__new__(cls)
         batch._window, batch._index, batch._columns, batch._own = window, index, None, _NOTHING

@@ -23,7 +23,7 @@ from .window import Window
 
 __all__ = ["Ahead", "Iteration", "prefetched"]
 
-_LONG = 200e-6  # seconds a batch; ten times what handing it over in a window costs
+_LONG = 100e-6  # seconds a batch; ten times and more what handing it over in a window costs
 _IN_A_ROW = 2  # one may be an accident
 _DEPTH = 2  # batches that are ready ahead, where no number is given
 

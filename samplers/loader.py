@@ -70,7 +70,7 @@ class ManifestLoader:
     prefetch : int, optional
         Batches that a background thread has ready ahead of the caller; whole windows are prepared,
         so it may be more. 0: no thread, prepared in line when the caller asks. None: a thread once
-        two windows in a row took more than 0.2 ms a batch; with a device, from the start.
+        two windows in a row took more than 0.1 ms a batch; with a device, from the start.
     reuse_buffers : bool
         Gather into the memory of earlier windows, where the source can: a batch, and any view of
         its columns, is then valid only until the next one is asked for.

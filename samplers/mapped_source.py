@@ -19,6 +19,7 @@ import torch
 
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import NoRoomError
+from ..dataplane.manifest import Manifest
 from ..dataplane.mapped import Mappable
 from ..dataplane.mapped_dataset import map_dataset
 from ..dataplane.pack_cache import packed_for
@@ -28,7 +29,7 @@ from ..dataplane.storage import locate
 from ..gpu_access.cpu import Column
 from .source_stats import SourceStats
 
-__all__ = ["MappedSource", "packed_table", "rows_at_hand"]
+__all__ = ["MappedSource", "OrderedSource", "packed_table", "rows_at_hand"]
 
 U64 = npt.NDArray[np.uint64]
 
@@ -72,6 +73,19 @@ class MappedSource:
 
     def close(self) -> None:
         """Let go of nothing: maps go with the table."""
+
+
+class OrderedSource(MappedSource):
+    """Rows of a packed table in the order of a plan: asked for by their places in the epoch."""
+
+    def __init__(self, table: PackedTable, columns: Sequence[str] | None) -> None:
+        names = [name for name in table.columns if name != "row"]  # which says where rows are from
+        super().__init__(table, names if columns is None else columns)
+        self._table = table
+
+    def require(self, manifest: Manifest, epoch: int) -> None:
+        """Raise `PackedError` where the table is in the order of another plan or epoch."""
+        self._table.require_order(manifest.manifest_id, epoch)
 
 
 def rows_at_hand(

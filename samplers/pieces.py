@@ -40,6 +40,8 @@ class Pieces:
         The plan and epoch that they are of.
     plan : BatchPlan
         Whole steps, of which rows are taken.
+    first_place : int
+        Place of the first row of `plan` in the epoch.
     start, stop : int64, shape (b,)
         Rows of `plan` that each batch takes.
     position : int64, shape (b,)
@@ -58,6 +60,7 @@ class Pieces:
     manifest: Manifest
     record: EpochRecord
     plan: BatchPlan
+    first_place: int
     start: I64
     stop: I64
     position: I64
@@ -76,7 +79,8 @@ class Pieces:
     def part(self, first: int, last: int) -> Pieces:
         """Return batches `first` to `last`, as views."""
         cut = slice(first, last)
-        return Pieces(self.manifest, self.record, self.plan, *(a[cut] for a in self._arrays()))
+        arrays = (a[cut] for a in self._arrays())
+        return Pieces(self.manifest, self.record, self.plan, self.first_place, *arrays)
 
     def _arrays(self) -> Iterator[npt.NDArray[Any]]:
         return (getattr(self, name) for name in _ARRAYS)
@@ -99,6 +103,13 @@ class Pieces:
         rows: U64 = self.plan.rows[self.taken]
         return rows
 
+    @property
+    def places(self) -> U64:
+        """Places of the rows in the epoch, in the order of `ids`."""
+        taken = self.taken
+        at = np.arange(taken.start, taken.stop) if isinstance(taken, slice) else taken
+        return (at + self.first_place).astype(np.uint64)
+
     def state(self, index: int) -> LoaderState:
         """Return where the walk stands once a batch is delivered."""
         return LoaderState(
@@ -109,7 +120,7 @@ class Pieces:
         )
 
 
-_ARRAYS = tuple(f.name for f in fields(Pieces))[3:]
+_ARRAYS = tuple(f.name for f in fields(Pieces))[4:]
 
 
 def _ranges(start: I64, stop: I64) -> I64:
@@ -149,6 +160,7 @@ def deal(
         manifest,
         record,
         plan,
+        samples_seen,
         start=first_row + shares.start,
         stop=first_row + shares.stop,
         position=shares.start,

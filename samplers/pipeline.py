@@ -14,16 +14,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import BatchloomError, StorageError
 from ..dataplane.manifest import Manifest
 from ..gpu_access.arriving import under_way
+from ..gpu_access.cpu import Column
 from ..gpu_access.transfer import Transfer
 from .batch import Batch
 from .buffers import Buffers, first_rows, whole_buffers
 from .collate import Padded, collated
+from .mapped_source import OrderedSource
 from .pieces import Pieces
 from .row_source import RowSource, Sources, row_bytes
 from .stats import Meter
@@ -122,11 +125,11 @@ class Pipeline:
     ) -> Iterator[Window]:
         """Gather the rows of some pieces at once, and share them out."""
         begun = time.perf_counter()
-        ids = group[0].ids if len(group) == 1 else np.concatenate([p.ids for p in group])
-        taken = None if buffers is None else buffers.take(len(ids))
+        count = sum(len(p.ids) for p in group)
+        taken = None if buffers is None else buffers.take(count)
         try:
             self.sources.activate(source)
-            columns = source.gather(ids, first_rows(taken, len(ids)))
+            columns = _columns_of(source, group, first_rows(taken, count))
             windows = shared_out(group, columns)
             if self.collate:
                 windows = [collated(window, self.collate) for window in windows]
@@ -181,3 +184,19 @@ class Pipeline:
         window.expect(under_way(moved.values_by_name(), self.device))
         self.meter.spent("transfer", time.perf_counter() - begun)
         return moved
+
+
+def _columns_of(
+    source: RowSource, group: list[Pieces], out: Mapping[str, torch.Tensor] | None
+) -> Mapping[str, Column]:
+    """Gather the rows of some pieces, one after the other."""
+    if isinstance(source, OrderedSource):
+        for pieces in group:
+            source.require(pieces.manifest, pieces.record.epoch)
+        return source.gather(_joined(group, "places"), out)
+    return source.gather(_joined(group, "ids"), out)
+
+
+def _joined(group: list[Pieces], name: str) -> npt.NDArray[np.uint64]:
+    parts = [getattr(pieces, name) for pieces in group]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -20,6 +20,7 @@ import torch
 
 from ..dataplane.columns import numpy_type
 from ..dataplane.dataset import Dataset, DatasetLike
+from ..dataplane.errors import ParameterError
 from ..dataplane.manifest import Manifest
 from ..dataplane.mapped import Mappable
 from ..dataplane.pack_cache import CACHE_BYTES
@@ -28,7 +29,7 @@ from ..dataplane.rows import RowReader
 from ..gpu_access.cpu import Column, CpuGather
 from ..gpu_access.transfer import Transfer
 from .device_source import on_device
-from .mapped_source import MappedSource, packed_table, rows_at_hand
+from .mapped_source import MappedSource, OrderedSource, packed_table, rows_at_hand
 from .source_stats import SourceStats
 
 __all__ = [
@@ -174,8 +175,21 @@ def open_source(manifest: Manifest, data: RowsLike, options: SourceOptions) -> R
     """
     if isinstance(data, RowSource):
         return data
+    if isinstance(data, PackedTable) and data.order is not None:
+        return _ordered(data, manifest, options)
     host_of = _host_sources(manifest, data, options)
     return on_device(host_of, manifest, options.device, options.transfer)
+
+
+def _ordered(table: PackedTable, manifest: Manifest, options: SourceOptions) -> RowSource:
+    if options.transfer == "unified":
+        raise ParameterError(
+            "A packed table in the order of a plan is read once, from its beginning to its end: "
+            "use transfer='auto'."
+        )
+    source = OrderedSource(table, options.columns)
+    source.require(manifest, -1 if table.order is None else table.order.epoch)
+    return source
 
 
 def _host_sources(

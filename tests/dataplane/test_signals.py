@@ -39,7 +39,7 @@ from batchloom.dataplane.errors import (
     SignalError,
     StorageError,
 )
-from batchloom.dataplane.observations import Observations, winners
+from batchloom.dataplane.observations import Observations, stable_order, winners
 from batchloom.dataplane.snapshot import Snapshot
 from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
 from batchloom.tests.dataplane.store import Store
@@ -202,6 +202,20 @@ def test_the_fold_is_what_sorting_would_say(parts: list[list[Any]], aside: int) 
             fold.add(Observations(*arrays, np.array([value(k) for k in ordered], np.float32)))
         found = fold.finish()
     assert dict(zip(found.rows.tolist(), found.values.tolist(), strict=True)) == expected
+
+
+@given(st.lists(st.integers(0, 1 << 63) | st.integers(0, 5), max_size=40))
+def test_the_fast_order_is_the_stable_one(rows: list[int]) -> None:
+    values = np.array(rows, np.uint64)
+    assert stable_order(values).tolist() == np.argsort(values, kind="stable").tolist()
+
+
+def test_occurrences_given_by_the_caller(tmp_path: Path) -> None:
+    """Two ranks that share a row within a step."""
+    for writer, value in ((0, 1.0), (1, 3.0)):
+        with writing(tmp_path / "s", attempt=1, writer=writer) as store:
+            store.append([7], epoch=0, step=0, loss=[value], occurrence=[writer])
+    assert latest(SignalStore.open(tmp_path / "s")) == {7: 2.0}
 
 
 def test_ranges_do_not_change_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from batchloom.dataplane.errors import (
     ParameterError,
     StorageError,
 )
+from batchloom.dataplane.mapped_dataset import map_dataset
+from batchloom.dataplane.pack_cache import packed_for
 from batchloom.dataplane.packing import pack_dataset
 from batchloom.gpu_access import PackedGather
 from batchloom.jobs import pack, plan
@@ -79,6 +81,23 @@ def test_packed_to_a_store(
     back = pack_dataset(dataset, tmp_path / "u", columns, reuse=[remote])
     assert back.table_id == local.table_id
     back.verify()
+
+
+def test_dataset_on_a_store_is_packed_to_this_machine(
+    store: Store, awkward_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for path in awkward_data("parquet").iterdir():
+        store.put(f"data/{path.name}", path.read_bytes())
+    dataset = open_dataset(store.at("data"), storage_options=store.options)
+    assert map_dataset(dataset) is None
+    table = packed_for(dataset, ["x", "text"], cache_dir=tmp_path)
+    assert table.location.is_local
+    ids = np.array([10_006, 0, 3001])
+    for name, column in PackedGather(table).gather(ids).items():
+        assert values_of(column) == expected_values(awkward_table(), name, ids), name
+    with store.counting() as requests:
+        packed_for(dataset, ["x", "text"], cache_dir=tmp_path)
+    assert requests == []
 
 
 def test_growth_on_a_store(store: Store, tmp_path: Path) -> None:

@@ -79,11 +79,15 @@ def test_first_bad_id_is_named_and_nothing_is_written(count):
         gather_rows(shifted, [100], np.empty(2, np.int64))
 
 
-def test_many_rows_on_several_threads():
-    array = np.random.default_rng(0).standard_normal((5000, 100))
+@pytest.mark.parametrize("width", [8, 100, 128])
+def test_many_rows_on_several_threads(width):
+    """Large requests of whole lines are written past the caches, and threads see them."""
+    array = np.random.default_rng(0).standard_normal((5000, width))
     chunks, _ = chunked(array, [7, 1000, 4000])
     ids = np.random.default_rng(1).integers(0, 5000, 20_000)
     expected = array[ids]
+    shifted = np.empty(expected.size + 1)[1:].reshape(expected.shape)  # begins inside a line
+    assert np.array_equal(gather_rows(chunks, ids, shifted), expected)
     for threads in (1, 2, 5):
         assert np.array_equal(gather_rows(chunks, ids, threads=threads), expected)
 

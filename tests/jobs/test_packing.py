@@ -135,11 +135,14 @@ def test_table_in_an_order_serves_its_plan_only(
 
 def test_nulls_stay_in_the_order_of_a_plan(make_dataset: Any, tmp_path: Path) -> None:
     values = [1, None, 3, None, 5]
-    data = make_dataset(pa.table({"v": pa.array(values, pa.int16())}))
+    lists = pa.array([[1], None, [], [4, 4], [None]], pa.list_(pa.int8()))
+    data = make_dataset(pa.table({"v": pa.array(values, pa.int16()), "l": lists}))
     made = plan("shuffle", data, out=tmp_path / "plan", batch_size=2, epochs=(0, 1), seed=1)
     table = pack(data, tmp_path / "t", order=made)
     batch = PackedGather(table).take(range(5))
-    assert [values[i] for i in batch["row"].to_pylist()] == batch["v"].to_pylist()
+    rows = batch["row"].to_pylist()
+    assert [values[i] for i in rows] == batch["v"].to_pylist()
+    assert [lists[i].as_py() for i in rows] == batch["l"].to_pylist()
 
 
 def test_verify(small: Path, tmp_path: Path) -> None:

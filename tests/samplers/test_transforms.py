@@ -245,7 +245,11 @@ def test_interrupt_leaves_nothing(plan, data, tmp_path, kind):
     time.sleep(0.3)
     started = family.children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    _, complaints = process.communicate(timeout=30)
+    try:
+        _, complaints = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:  # a failed test leaves nothing, either
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert complaints.count("Traceback") == 1, complaints
     assert complaints.rstrip().endswith("KeyboardInterrupt")
