@@ -196,7 +196,7 @@ class RowIndexError(BatchloomError, IndexError):
     """A row outside a host table was asked for."""
 
 
-class HostMemoryError(BatchloomError, MemoryError):
+class HostMemoryError(MemoryError, BatchloomError):  # in this order Dask can unpickle it
     """A host table is larger than the memory there is."""
 
 

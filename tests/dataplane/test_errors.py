@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import distributed  # noqa: F401  # it changes how errors are pickled
 import pytest
 from batchloom.dataplane import errors
 from batchloom.dataplane.errors import BatchloomError, nearest
