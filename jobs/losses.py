@@ -51,8 +51,8 @@ __all__ = [
 
 U64 = npt.NDArray[np.uint64]
 
-RANGE_ROWS = 1 << 21
-"""Rows whose losses a task reads: about 100 MB of a worker."""
+RANGE_ROWS = 1 << 22
+"""Rows whose losses a task reads: about 150 MB of a worker."""
 
 
 @dataclass(frozen=True)
