@@ -301,7 +301,7 @@ def test_rows_that_were_added_take_part(tmp_path: Path) -> None:
 
 def test_losses_of_another_dataset(small: Path, signal: Path, tmp_path: Path) -> None:
     other = write_small(tmp_path / "other", (100, 33))
-    with pytest.raises(DatasetChangedError, match=r"signals in .* belongs to another dataset"):
+    with pytest.raises(DatasetChangedError, match="The signal store .* belongs to another"):
         planned("seta", other, tmp_path / "p", signal)
     renumbered = write_small(tmp_path / "more", (10, 300, 0, 1, 420, 79, 200))
     base = planned("shuffle", renumbered, tmp_path / "base", None)
