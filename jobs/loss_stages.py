@@ -19,7 +19,8 @@ from ..dataplane.errors import JobSpecError
 from ..dataplane.parameters import parameters, resolved
 from .context import JobContext
 from .loss_passes import search_rows
-from .losses import Losses, column_losses, signal_losses
+from .loss_reading import column_losses, signal_losses
+from .losses import Losses
 from .stages import Choice, PlanState, SelectStage
 
 if TYPE_CHECKING:
