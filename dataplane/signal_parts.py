@@ -2,7 +2,7 @@
 
 ``part-<attempt>-<writer>-<sequence>-<sha256>.arrow`` is an uncompressed Arrow IPC file with the
 columns row (uint64), epoch (uint32), step (uint64), occurrence, attempt (uint16) and value (float32
-or fixed-size list of it), ascending by row, in record batches of 16,384 rows. The schema's metadata
+or fixed-size list of it), ascending by row, in record batches of 4,096 rows. The schema's metadata
 holds an index as JSON: each batch's first and last row, number of rows and SHA-256 (over the bytes
 of its columns, in that order), and the smallest and greatest epoch. The SHA-256 in the name is that
 of the index; so a reader that wants some rows checks the bytes of the batches that it touches, and
@@ -34,7 +34,7 @@ from .storage import Location
 
 __all__ = ["PartName", "SignalPart", "is_torn", "part_bytes"]
 
-BLOCK_ROWS = 1 << 14
+BLOCK_ROWS = 1 << 12
 _FORMAT = "batchloom-signal/1"
 _MAGIC = b"ARROW1"
 _NAME = re.compile(r"(part|compact)-(\d{5})-(\d{5})-(\d{8})-([0-9a-f]{64})\.arrow")

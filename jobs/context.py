@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,10 @@ from ..dataplane.rowset import RowSet
 from ..dataplane.storage import storing
 from .budget import Budget
 from .engine import Engine
+from .losses import Losses, Signal
 from .progress import Progress
 from .tasks import TASK_BYTES, RowFunction, ScanTask, compute_rows, group_tasks
 from .work import Entry, WorkFolder
-
-if TYPE_CHECKING:
-    from .losses import Losses, Signal
 
 __all__ = ["JobContext", "OnInvalid"]
 

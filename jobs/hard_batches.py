@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HardBatchReduce"]
 
-_MEMORY = 96 << 20
+_MEMORY = 160 << 20
 _BATCH_BYTES = 64  # a micro-batch: its mean, what orders them, what is kept
 
 

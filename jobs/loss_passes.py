@@ -18,7 +18,8 @@ from ..dataplane.bitmap import Bitmap
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.row_column import CHUNK_ROWS
 from .context import JobContext
-from .losses import Losses, id_runs, run_tasks
+from .loss_reading import id_runs, run_tasks
+from .losses import Losses
 from .quantiles import Packed
 from .stages import PlanState
 

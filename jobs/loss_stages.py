@@ -19,7 +19,8 @@ from ..dataplane.errors import JobSpecError
 from ..dataplane.parameters import parameters, resolved
 from .context import JobContext
 from .loss_passes import search_rows
-from .losses import Losses, column_losses, signal_losses
+from .loss_reading import column_losses, signal_losses
+from .losses import Losses
 from .stages import Choice, PlanState, SelectStage
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LossInput", "LossSelect", "settings_of"]
 
 _FROM_ONE_LOSS = 5  # epochs that are planned from one state of the losses without a word
-_MEMORY = 96 << 20  # counts of a pass, and the losses of a range where no worker reads them
+_MEMORY = 160 << 20  # counts of a pass, and the losses of a range where no worker reads them
 _RATE = 20e6  # rows a CPU second: losses read, counted, and looked at again
 
 

@@ -61,9 +61,10 @@ def open_job(spec: JobSpec, signal: Signal | None = None) -> tuple[Dataset, int 
         since=since,
         storage_options=spec.storage_options,
     )
-    for name, held in () if signal is None else signal.bases:
-        newest_base([(name, held), (f"{spec.dataset}", dataset.snapshot)])
-        check_related(name[0].upper() + name[1:], held, dataset.snapshot)
+    if signal is not None:
+        for name, held in signal.bases:
+            newest_base([(name, held), (f"{spec.dataset}", dataset.snapshot)])
+            check_related(f"The signal store {signal.location}", held, dataset.snapshot)
     if not spec.added_only:
         return dataset, None
     return dataset, 0 if base is None else base.next_row_id

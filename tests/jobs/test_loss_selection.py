@@ -20,7 +20,7 @@ from batchloom.dataplane.errors import (
     SignalConflictError,
     SignalError,
 )
-from batchloom.jobs import loss_passes, losses, plan, run
+from batchloom.jobs import loss_passes, loss_reading, plan, run
 from batchloom.jobs.cli.app import build
 from batchloom.jobs.estimate import estimate
 from batchloom.jobs.losses import open_signal
@@ -156,7 +156,7 @@ def test_partitions_do_not_change_a_byte(
         sizes = tuple(len(p) for p in np.array_split(np.arange(ROWS), parts))
         data = write_small(tmp_path / f"data-{parts}", sizes)
         signal = write_signal(tmp_path / f"s-{parts}", data)
-        monkeypatch.setattr(losses, "RANGE_ROWS", 1 + 2000 // parts)
+        monkeypatch.setattr(loss_reading, "RANGE_ROWS", 1 + 2000 // parts)
         monkeypatch.setattr(loss_passes, "TASK_ROWS", 1 + 1500 // parts)
         used = None if method == "random" else signal
         made = planned(method, data, tmp_path / f"p-{parts}", used)
@@ -169,7 +169,7 @@ def test_tasks_and_workers_do_not_change_the_id(
     small: Path, signal: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = {planned(method, small, tmp_path / "0", signal).manifest_id}
-    monkeypatch.setattr(losses, "RANGE_ROWS", 130)
+    monkeypatch.setattr(loss_reading, "RANGE_ROWS", 130)
     monkeypatch.setattr(loss_passes, "TASK_ROWS", 200)
     ids.add(planned(method, small, tmp_path / "1", signal).manifest_id)
     if method == "seta":
@@ -301,7 +301,7 @@ def test_rows_that_were_added_take_part(tmp_path: Path) -> None:
 
 def test_losses_of_another_dataset(small: Path, signal: Path, tmp_path: Path) -> None:
     other = write_small(tmp_path / "other", (100, 33))
-    with pytest.raises(DatasetChangedError, match=r"signals in .* belongs to another dataset"):
+    with pytest.raises(DatasetChangedError, match="The signal store .* belongs to another"):
         planned("seta", other, tmp_path / "p", signal)
     renumbered = write_small(tmp_path / "more", (10, 300, 0, 1, 420, 79, 200))
     base = planned("shuffle", renumbered, tmp_path / "base", None)

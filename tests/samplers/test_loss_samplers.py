@@ -34,6 +34,7 @@ from batchloom.samplers import (
     HardBatchSampler,
     IndexedDataset,
     InfoBatchSampler,
+    RandomShareSampler,
     SeTaSampler,
     loss_sampler,
     open_signal_store,
@@ -48,6 +49,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
         N, B, epochs=E, delta=0.8, seed=7, groups=4, weights="unbiased", **o
     ),
     "infobatch": lambda **o: InfoBatchSampler(N, B, epochs=E, delta=0.8, seed=7, **o),
+    "random": lambda **o: RandomShareSampler(N, B, seed=7, prune_ratio=0.3, **o),
     "hard-batches": lambda **o: HardBatchSampler(N, B, seed=7, delta=0.4, refresh_every=3, **o),
     "hard-rows": lambda **o: HardBatchSampler(N, B, seed=7, delta=0.4, level="rows", **o),
 }
@@ -104,7 +106,7 @@ def test_its_steps_are_those_of_the_offline_plan(
         pq.write_table(pa.table({"x": np.arange(a, b)}), data / f"part-{number}.parquet")
     sampler = MAKERS[kind](drop_last=drop_last)
     settings = dict(sampler._identity()["settings"])
-    method = kind.split("-")[0] if kind.startswith(("seta", "info")) else "hard-batches"
+    method = kind.split("-")[0] if kind.startswith(("seta", "info", "random")) else "hard-batches"
     settings.pop("seed", None)
     if (epochs := settings.pop("epochs", None)) is not None:
         settings["training_epochs"] = epochs
@@ -113,10 +115,11 @@ def test_its_steps_are_those_of_the_offline_plan(
         sampler.set_epoch(epoch)
         job: dict[str, Any] = {"signal": tmp_path / "s", "epochs": (epoch, epoch + 1), "seed": 7}
         stages = [{"method": method, **settings}]
+        out = f"p{epoch}" if method == "random" else "series"
         shuffle = {"method": "shuffle", "drop_last": drop_last}
         stages.insert(0 if method == "hard-batches" else 1, shuffle)
         spec = JobSpec(
-            dataset=data, out=str(tmp_path / "p"), stages=stages, batch_size=B, workers=0, **job
+            dataset=data, out=str(tmp_path / out), stages=stages, batch_size=B, workers=0, **job
         )
         made = run_job(spec).epoch(epoch)
         expected = [made[k] for k in range(len(made))]

@@ -1,0 +1,255 @@
+"""Reading the losses that a job selects by: the latest of each row, by tasks, into a column.
+
+Of what was observed, only epochs before the first one that is planned count: so a plan that is made
+again, after its training has written more, is the same. In the column a row without a loss is NaN,
+one whose loss is NaN or infinite is infinite.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..coresets.loss_search import F32
+from ..dataplane.columns import as_numpy
+from ..dataplane.errors import SelectionError
+from ..dataplane.latest import latest_of
+from ..dataplane.row_column import ColumnWriter, RowColumn, Segment
+from ..dataplane.rowset import RowSet
+from ..dataplane.signal_digest import RunningDigest
+from ..dataplane.signal_file import import_signal_file, open_signal_file
+from ..dataplane.signal_parts import PartName, SignalPart
+from ..dataplane.signals import SignalStore
+from ..dataplane.snapshot import Snapshot
+from ..dataplane.storage import Location
+from .context import JobContext
+from .losses import Losses, Signal
+
+__all__ = ["column_losses", "id_runs", "run_tasks", "signal_losses"]
+
+U64 = npt.NDArray[np.uint64]
+
+RANGE_ROWS = 1 << 22
+"""Rows whose losses a task reads: about 150 MB of a worker."""
+
+
+def run_tasks(job: JobContext, function: Any, tasks: Sequence[Any], *args: Any) -> Iterator[Any]:
+    """Yield (position, result) of tasks: on the engine, a single one in this process."""
+    if len(tasks) == 1:
+        yield 0, function(tasks[0], *args)
+        return
+    yield from job.engine.map(function, tasks, *args)
+
+
+# --- of a signal ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossRange:
+    """Row ids whose losses a task reads.
+
+    Attributes
+    ----------
+    runs : tuple of (int, int)
+        First row id, and the one after the last.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+    @property
+    def label(self) -> str:
+        return f"the losses of rows {self.runs[0][0]:,} to {self.runs[-1][1] - 1:,}"
+
+    @property
+    def example(self) -> str | None:
+        """A local file that it reads; for a worker that does not see it."""
+        return None
+
+
+def loss_ranges(snapshot: Snapshot) -> list[LossRange]:
+    """Cut a snapshot's row ids into ranges of about `RANGE_ROWS`, whatever its fragments are."""
+    ranges: list[LossRange] = []
+    runs: list[tuple[int, int]] = []
+    held = 0
+    for start, stop in id_runs(snapshot):
+        while start < stop:
+            until = min(stop, start + RANGE_ROWS - held)
+            runs.append((start, until))
+            held += until - start
+            start = until
+            if held == RANGE_ROWS:
+                ranges.append(LossRange(tuple(runs)))
+                runs, held = [], 0
+    if runs:
+        ranges.append(LossRange(tuple(runs)))
+    return ranges
+
+
+def id_runs(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
+    """Yield the intervals of row ids without a gap."""
+    starts, stops = snapshot.starts.tolist(), snapshot.stops.tolist()
+    begin = 0
+    for i in range(1, len(starts) + 1):
+        if i == len(starts) or starts[i] != stops[i - 1]:
+            yield starts[begin], stops[i - 1]
+            begin = i
+
+
+def signal_losses(job: JobContext, signal: Signal | None, name: str, before: int) -> Losses:
+    """Read the latest losses of all rows from a signal.
+
+    Parameters
+    ----------
+    job : JobContext
+    signal : Signal or None
+        None: no row has a loss.
+    name : str
+        The signal's.
+    before : int
+        Only what was observed in epochs before this one. A file that names no epochs is read whole.
+    """
+    snapshot = job.dataset.snapshot
+    if signal is None:
+        return Losses(snapshot, digest=RunningDigest(snapshot).hexdigest())
+    store, limit = signal.store, before
+    if store is None:
+        schema, _ = open_signal_file(signal.location)
+        limit = before if "epoch" in schema.names else 1
+        folder = job.work.new_file("signal")
+        store = import_signal_file(
+            signal.location.path, folder, snapshot, name, storage_options=signal.location.options
+        )
+    if limit == 0 or (name not in store.signals and not store.signals):
+        return Losses(snapshot, digest=RunningDigest(snapshot).hexdigest())
+    return _read(job, store, name, limit)
+
+
+def _read(job: JobContext, store: SignalStore, name: str, before: int) -> Losses:
+    snapshot = job.dataset.snapshot
+    torn = store.torn(name)
+    if torn:
+        job.progress.warn(f"{len(torn)} parts of '{name}' are not whole and left out: {torn[0]}")
+    parts = [(str(p.name), p.location.path) for p in store.parts(name)]
+    listing = job.work.new_file("parts")
+    listing.write_text(json.dumps({"parts": parts}))
+    tasks = loss_ranges(snapshot)
+    found: dict[int, RangeLosses] = {}
+    with job.progress.step("reading losses", snapshot.rows) as bar:
+        for position, part in run_tasks(
+            job,
+            read_range,
+            tasks,
+            str(listing),
+            dict(store.location.options),
+            name,
+            before,
+            str(job.work.folder),
+        ):
+            found[position] = part
+            bar.advance(tasks[position].rows)
+    ordered = [found[i] for i in range(len(tasks))]
+    column = RowColumn((p.segment for p in ordered), resident=job.budget.resident)
+    return Losses(
+        snapshot,
+        column,
+        sum(p.scored for p in ordered),
+        sum(p.nonfinite for p in ordered),
+        _digest(snapshot, column),
+    )
+
+
+def _digest(snapshot: Snapshot, column: RowColumn) -> str:
+    running, start = RunningDigest(snapshot), 0
+    for ids in RowSet(snapshot).chunks():
+        running.add(ids, column[start : start + len(ids)])
+        start += len(ids)
+    return running.hexdigest()
+
+
+@dataclass(frozen=True)
+class RangeLosses:
+    """What a task read."""
+
+    segment: Segment
+    scored: int
+    nonfinite: int
+
+
+_parts: dict[str, list[SignalPart]] = {}  # of the last listing, with the indexes that were read
+
+
+def _parts_in(listing: str, options: dict[str, Any]) -> list[SignalPart]:
+    if listing not in _parts:
+        found = []
+        for text, path in json.loads(Path(listing).read_text())["parts"]:
+            name = PartName.parse(text)
+            assert name is not None  # for the type checker: the store listed it
+            found.append(SignalPart(Location(path, options), name))
+        _parts.clear()
+        _parts[listing] = found
+    return _parts[listing]
+
+
+def read_range(
+    task: LossRange, listing: str, options: dict[str, Any], name: str, before: int, folder: str
+) -> RangeLosses:
+    """Write the losses of a range of rows to a file; runs on workers."""
+    parts = _parts_in(listing, options)
+    scored = nonfinite = 0
+    with ColumnWriter(Path(folder) / f"losses-{uuid.uuid4().hex[:12]}") as writer:
+        for start, stop in task.runs:
+            found = latest_of(parts, name, start, stop, before)
+            if found.values.ndim != 1:
+                raise SelectionError(
+                    f"The signal '{name}' holds {found.values.shape[1]} numbers a row: a selection "
+                    "by loss needs one."
+                )
+            finite = np.isfinite(found.values)
+            losses = np.full(stop - start, np.nan, np.float32)
+            losses[(found.rows - np.uint64(start)).view(np.int64)] = np.where(
+                finite, found.values, np.float32(np.inf)
+            )
+            scored += int(finite.sum())
+            nonfinite += int((~finite).sum())
+            writer.append(losses)
+        return RangeLosses(writer.finish(), scored, nonfinite)
+
+
+# --- of a column of the dataset -------------------------------------------------------------------
+
+
+def column_losses(job: JobContext, column: str) -> Losses:
+    """Read a column of the dataset as losses; a null is a row that was not scored."""
+    snapshot = job.dataset.snapshot
+    found = job.map_rows(
+        f"reading '{column}'", loss_values, RowSet(snapshot), [column], column=column
+    )
+    scored = nonfinite = 0
+    for part in found.chunks():
+        scored += int(np.isfinite(part).sum())
+        nonfinite += int(np.isinf(part).sum())
+    return Losses(snapshot, found, scored, nonfinite)
+
+
+def loss_values(batch: pa.RecordBatch, ids: Any, column: str) -> F32:
+    """Return a column as losses; a row function."""
+    array = batch.column(column)
+    out = np.full(batch.num_rows, np.nan, np.float32)
+    values = as_numpy(array.drop_null() if array.null_count else array, column)
+    if values.ndim != 1 or values.dtype.kind != "f":
+        raise SelectionError(f"Column '{column}' is {array.type}: losses are floats, one a row.")
+    values = values.astype(np.float32, copy=False)
+    out[as_numpy(array.is_valid())] = np.where(np.isfinite(values), values, np.float32(np.inf))
+    return out
