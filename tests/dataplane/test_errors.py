@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 
-import distributed  # noqa: F401  # it changes how errors are pickled
 import pytest
 from batchloom.dataplane import errors
 from batchloom.dataplane.errors import BatchloomError, nearest
+from tblib import pickling_support
+
+pickling_support.install()  # as Dask does: errors are then made by their __new__
 
 ERRORS = [
     value
