@@ -65,7 +65,7 @@ class ManifestLoader:
         copied. ``'auto'``: the first that works and fits; see `device_source`.
     window : int, optional
         Batches whose rows are gathered at once, so that reads can be sorted and merged. None: as
-        many as suit the source, 2 MB of rows where files are mapped, 32 MB where chunks must be
+        many as suit the source, 8 MB of rows where files are mapped, 32 MB where chunks must be
         decoded or fetched, and 64 batches at most.
     prefetch : int, optional
         Batches that a background thread has ready ahead of the caller; whole windows are prepared,

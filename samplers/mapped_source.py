@@ -33,7 +33,7 @@ __all__ = ["MappedSource", "OrderedSource", "packed_table", "rows_at_hand"]
 
 U64 = npt.NDArray[np.uint64]
 
-_WINDOW_BYTES = 2 << 20  # a window that stays in the processor's cache
+_WINDOW_BYTES = 8 << 20  # enough for several threads to share; more would leave the caches
 
 _log = logging.getLogger("batchloom")
 
