@@ -12,7 +12,8 @@ random
     `ManifestLoader` with its defaults, from plan to tensors, weights included: over the packed
     table, over an Arrow file of 62 even record batches, over one of 62 uneven ones. The ceiling (g)
     is numpy's fancy index into a memory map and ``torch.from_numpy``. The peers read the same rows
-    in their own formats. Rows a second of the clock, the best of three rounds; CPU seconds beside it.
+    in their own formats. Rows a second of the clock, the best of three rounds; beside it rows a
+    CPU second, workers included.
 cold
     4 GB packed, dropped from the page cache: a whole epoch of a block-shuffled plan against reading
     the files front to back; bytes read from the disk over bytes of the rows delivered. Beside it a
