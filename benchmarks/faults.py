@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from batchloom.dataplane import Manifest, epoch_writer
+from batchloom.dataplane import Manifest, PackedTable, epoch_writer, open_dataset
 from batchloom.dataplane.errors import ManifestConflictError
+from batchloom.dataplane.packing import pack_dataset
+from batchloom.gpu_access import PackedGather
 from batchloom.jobs import gc, plan, verify
 from batchloom.tests.contracts.crash import problem_of, run_job, start
 from batchloom.tests.contracts.damage import damages, manifest_of_all_files, read_all, refusal
+from batchloom.tests.contracts.gather import values_of
 from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
 from batchloom.tests.dataplane.store import Store, moto_server, proxy
 from harness import say
@@ -132,7 +135,7 @@ def worker_kills(bench: Bench, tries: int) -> None:
 
 
 def damage(bench: Bench, tries: int) -> None:
-    """Damage files of a manifest, and of Parquet and IPC data with content hashes."""
+    """Damage files of a manifest, of data with content hashes, and of a packed table."""
     data = write_numbers(bench.folder / "damage-data", 4, 5_000)
     blocks = epoch_writer.BLOCK_MICRO_BATCHES, epoch_writer.PART_ROWS
     epoch_writer.BLOCK_MICRO_BATCHES, epoch_writer.PART_ROWS = 100, 6_000
@@ -154,6 +157,24 @@ def damage(bench: Bench, tries: int) -> None:
             for what, copy in damages(data, bench.folder / "damaged", tries)
         ]
         _add_damage(bench, f"{suffix} data, verify --deep", found)
+    table = pack_dataset(open_dataset(data), bench.folder / "damage-packed")
+    truth = _rows_of(PackedTable.open(table.path))
+    found = [
+        refusal(what, partial(_read_packed, copy, truth))
+        for what, copy in damages(table.path, bench.folder / "damaged", tries)
+    ]
+    _add_damage(bench, "every file of a packed table", found)
+
+
+def _rows_of(table: PackedTable) -> dict[str, list[object]]:
+    rows = PackedGather(table).gather(np.arange(table.rows))
+    return {name: values_of(column) for name, column in rows.items()}
+
+
+def _read_packed(path: Path, truth: dict[str, list[object]]) -> None:
+    """Read a packed table's rows, then all of its bytes: those of no row are checked on demand."""
+    assert _rows_of(PackedTable.open(path)) == truth
+    PackedTable.open(path, verify="all")
 
 
 def _add_damage(bench: Bench, what: str, problems: list[str | None]) -> None:

@@ -35,7 +35,8 @@ jump
     CPU microseconds of any batch whose block was touched before. (`plans`)
 races, damage, kills
     How many came out as they must: writers that race for one place of an object store; every file
-    of a manifest and of a dataset damaged; jobs and workers killed at random moments. (`faults`)
+    of a manifest, a dataset and a packed table damaged; jobs and workers killed at random
+    moments. (`faults`)
 """
 
 from __future__ import annotations
