@@ -17,7 +17,7 @@ from ..dataplane.errors import ParameterError
 __all__ = ["gather_threads", "share"]
 
 _PIECE = 256 << 10  # bytes
-_ALONE = 3 << 20  # bytes that one thread copies about as soon as two that must first meet
+_ALONE = 5 << 20  # bytes that one thread copies about as soon as two that must first meet
 
 _helpers: tuple[int, int, ThreadPoolExecutor] | None = None
 
