@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from .canonical import pretty_json
 from .commit import create_file, write_file
@@ -66,13 +67,13 @@ def _records(folder: Location, names: Sequence[str]) -> tuple[set[str], set[str]
     return made, replaced
 
 
-def put_part(folder: Location, name: PartName, data: object) -> None:
+def put_part(folder: Location, name: PartName, data: pa.Buffer) -> None:
     """Commit a part; the same one already there is success."""
     place = folder.join(str(name))
     if place.is_local:
-        write_file(place, data, "Writing signals")  # type: ignore[arg-type]
+        write_file(place, data, "Writing signals")
     else:
-        put_if_absent(place, memoryview(data).tobytes())  # type: ignore[arg-type]
+        put_if_absent(place, data.to_pybytes())
 
 
 def compact(folder: Location, signal: str, parts: Sequence[SignalPart]) -> int:
