@@ -33,8 +33,10 @@ import torch
 from ..dataplane.errors import ParameterError, UnifiedAccessUnavailable
 from .cuda_runtime import Runtime
 from .host_memory import HostTable
+from .loops import loops_for
 from .registration import register_host_memory
 from .request import Request, new_status
+from .row_gather import copy_from
 from .row_table import RowTable, word_bytes, words_of
 from .sharing import gather_threads
 from .tiling import tile
@@ -177,12 +179,11 @@ class Cpu(Backend):
 
 def gather_on_cpu(table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None:
     """Copy rows that exist into a contiguous CPU tensor."""
-    from .row_gather import copy_from  # numba takes half a second: with the first gather
-
     source = ids.numpy().astype(np.uint64)
     source *= np.uint64(table.stride)
     source += np.uint64(table.address)
-    copy_from(source, table.row_bytes, out.data_ptr(), gather_threads())
+    loops = loops_for(len(source))
+    copy_from(source, table.row_bytes, out.data_ptr(), gather_threads(), loops)
 
 
 def alias_of(table: RowTable, word: int, device: torch.device) -> torch.Tensor:

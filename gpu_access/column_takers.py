@@ -17,7 +17,6 @@ import torch
 from ..dataplane.columns import numpy_type
 from ..dataplane.errors import ColumnTypeError, InvalidValueError, ParameterError
 from ..dataplane.mapped import MappedColumn, Unguarded, Validity
-from . import cpu_kernels as kernels
 from .buffers import host_buffer
 from .cpu import TENSOR_TYPES, ArrowColumn, fitting, null_refused
 from .row_gather import Found, addresses_of, copy_from
@@ -49,7 +48,7 @@ class _Taker:
         source = addresses_of(found, self.column.values, row_bytes)
         if self._guarded and not self.column.guard.whole:
             self.ensure(found.chunk, source, np.full(len(found), row_bytes, np.int64))
-        copy_from(source, row_bytes, target, found.threads)
+        copy_from(source, row_bytes, target, found.threads, found.loops)
 
     def ensure_bits(self, chunk: I64, first: I64, count: I64, level: Validity) -> None:
         if not self._guarded or self.column.guard.whole:
@@ -61,15 +60,15 @@ class _Taker:
         self.ensure(chunk, address, stop - (bit >> 3))
 
     def validity(
-        self, chunk: I64, first: I64, count: I64, level: Validity, total: int
+        self, found: Found, first: I64, count: I64, level: Validity, total: int
     ) -> tuple[pa.Buffer | None, int]:
         """Return (bitmap, nulls) of runs of entries of a level; None where there are none."""
         if not level.any or not total:
             return None, 0
-        self.ensure_bits(chunk, first, count, level)
+        self.ensure_bits(found.chunk, first, count, level)
         bits = np.zeros(-(-total * level.width // 8), np.uint8)
-        nulls = kernels.take_bits(
-            chunk, first, count, level.addresses, level.start, level.width, bits
+        nulls = found.loops.take_bits(
+            found.chunk, first, count, level.addresses, level.start, level.width, bits
         )
         return (pa.py_buffer(bits), int(nulls)) if nulls else (None, 0)
 
@@ -116,7 +115,7 @@ class FixedTaker(_Taker):
         ones = np.ones(len(found), np.int64)
         with self.column.guard.reading():
             levels = [
-                self.validity(found.chunk, found.offset, ones, level, len(found))
+                self.validity(found, found.offset, ones, level, len(found))
                 for level in self.column.inner
             ]
             self._fill(found, raw)
@@ -127,7 +126,7 @@ class FixedTaker(_Taker):
         if column.bits is None:
             self.copy_rows(found, column.item_bytes, raw.ctypes.data)
         else:
-            kernels.copy_bits(
+            found.loops.copy_bits(
                 found.chunk, found.offset, column.values, column.bits, self._row_bytes, raw,
                 0, len(found),
             )  # fmt: skip
@@ -138,7 +137,7 @@ class FixedTaker(_Taker):
         ones = np.ones(len(found), np.int64)
         for level in self._levels:
             self.ensure_bits(found.chunk, found.offset, ones, level)
-            at = kernels.first_null(
+            at = found.loops.first_null(
                 found.chunk, found.offset, level.addresses, level.start, level.width
             )
             if at >= 0:
@@ -161,9 +160,7 @@ class PlainTaker(_Taker):
         column, ones = self.column, np.ones(len(found), np.int64)
         raw = host_buffer(len(found) * column.item_bytes)
         with column.guard.reading():
-            valid, nulls = self.validity(
-                found.chunk, found.offset, ones, column.inner[0], len(found)
-            )
+            valid, nulls = self.validity(found, found.offset, ones, column.inner[0], len(found))
             self.copy_rows(found, column.item_bytes, raw.ctypes.data)
         return pa.Array.from_buffers(column.type, len(found), [valid, pa.py_buffer(raw)], nulls)
 
@@ -183,9 +180,7 @@ class CodesTaker(_Taker):
         raw = host_buffer(len(found) * column.item_bytes)
         with column.guard.reading():
             dictionary, start, places = self._joined = self._joined or self._join()
-            valid, nulls = self.validity(
-                found.chunk, found.offset, ones, column.inner[0], len(found)
-            )
+            valid, nulls = self.validity(found, found.offset, ones, column.inner[0], len(found))
             self.copy_rows(found, column.item_bytes, raw.ctypes.data)
         codes = raw.view(self._dtype).astype(np.int64)
         size = (start[1:] - start[:-1])[found.chunk]
@@ -250,13 +245,13 @@ class RunsTaker(_Taker):
         wide = column.offset_bytes == 8
         with column.guard.reading():
             ones = np.ones(n, np.int64)
-            valid, nulls = self.validity(found.chunk, found.offset, ones, column.outer[0], n)
+            valid, nulls = self.validity(found, found.offset, ones, column.outer[0], n)
             if self._guarded and not column.guard.whole:
                 address = column.offsets[found.chunk] + found.offset.view(np.uint64) * np.uint64(
                     column.offset_bytes
                 )
                 self.ensure(found.chunk, address, np.full(n, 2 * column.offset_bytes, np.int64))
-            bad = kernels.read_offsets(
+            bad = found.loops.read_offsets(
                 found.chunk, found.offset, column.offsets, wide, column.items, begin, ends
             )
             if bad >= 0:
@@ -266,7 +261,7 @@ class RunsTaker(_Taker):
                 )
             raw = self._items(found, begin, ends)
             levels = [
-                self.validity(found.chunk, begin, np.diff(ends), level, int(ends[-1]))
+                self.validity(found, begin, np.diff(ends), level, int(ends[-1]))
                 for level in column.inner
             ]
         return self._array(n, valid, nulls, ends, raw, levels)
@@ -281,7 +276,7 @@ class RunsTaker(_Taker):
         if column.bits is not None:
             raise ColumnTypeError(f"Column '{column.name}': lists of bits are not mapped.")
         share(
-            lambda start, stop: kernels.copy_runs(
+            lambda start, stop: found.loops.copy_runs(
                 found.chunk, begin, ends, column.values, size, target, start, stop
             ),
             len(found),

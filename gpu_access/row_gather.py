@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ..dataplane.errors import ParameterError, RowIdError
 from ..dataplane.mapped import ChunkTable, ColumnChunks
-from . import cpu_kernels as kernels
 from .buffers import host_buffer
+from .loops import loops_for
 from .sharing import gather_threads, share
 
 __all__ = ["Found", "addresses_of", "copy_from", "find_rows", "gather_rows"]
@@ -26,12 +26,13 @@ I64: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Found:
-    """Where the rows of a request are."""
+    """Where the rows of a request are, and what gathers them."""
 
     ids: U64
     chunk: I64
     offset: I64
     threads: int
+    loops: Any
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +75,7 @@ def gather_rows(
             f"shape {shape}. Got {out.dtype} of shape {out.shape} instead."
         )
     source = addresses_of(found, chunks.addresses, chunks.row_bytes)
-    copy_from(source, chunks.row_bytes, out.ctypes.data, found.threads)
+    copy_from(source, chunks.row_bytes, out.ctypes.data, found.threads, found.loops)
     return out
 
 
@@ -90,20 +91,21 @@ def find_rows(table: ChunkTable, ids: npt.ArrayLike, threads: int) -> Found:
         raise RowIdError(f"Row {int(array.min())} cannot be: row ids are not negative.")
     rows = np.ascontiguousarray(array, dtype=np.uint64)
     chunk, offset = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-    bad = kernels.locate(rows, table.first, table.rows, table.guess, table.shift, chunk, offset)
+    loops = loops_for(len(rows))
+    bad = loops.locate(rows, table.first, table.rows, table.guess, table.shift, chunk, offset)
     if bad >= 0:
         raise table.refuse(int(rows[bad]))
-    return Found(rows, chunk, offset, threads)
+    return Found(rows, chunk, offset, threads, loops)
 
 
 def addresses_of(found: Found, addresses: U64, row_bytes: int) -> U64:
     """Return where each row that was found stands, in chunks that begin at some addresses."""
     source = np.empty(len(found), np.uint64)
-    kernels.point_at(found.chunk, found.offset, addresses, row_bytes, source)
+    found.loops.point_at(found.chunk, found.offset, addresses, row_bytes, source)
     return source
 
 
-def copy_from(source: U64, row_bytes: int, target: int, threads: int) -> None:
+def copy_from(source: U64, row_bytes: int, target: int, threads: int, loops: Any) -> None:
     """Copy rows from their addresses to one address, side by side."""
-    copy, out = kernels.row_copier(row_bytes), np.uint64(target)
+    copy, out = loops.row_copier(row_bytes), np.uint64(target)
     share(lambda start, stop: copy(source, out, start, stop), len(source), row_bytes, threads)

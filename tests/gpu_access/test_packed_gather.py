@@ -26,6 +26,15 @@ def written(folder, chunks):
     return open_dataset(folder)
 
 
+@pytest.fixture(params=["plain", "compiled"])
+def loops(request, monkeypatch):
+    """Gather by loops of one kind, whatever was gathered before."""
+    monkeypatch.setattr("batchloom.gpu_access.loops._PLAIN_ROWS", -1)
+    if request.param == "plain":
+        monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
+
+
+@pytest.mark.usefixtures("loops")
 class TestPackedGather(GatherContract):
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path_factory):
@@ -38,6 +47,7 @@ class TestPackedGather(GatherContract):
         return PackedGather(pack_dataset(dataset, folder / "packed")).gather(ids)
 
 
+@pytest.mark.usefixtures("loops")
 class TestMappedGather(GatherContract):
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path_factory):
@@ -49,6 +59,7 @@ class TestMappedGather(GatherContract):
         return PackedGather(mapped).gather(ids)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_of_files(awkward_data, tmp_path, format):
     dataset = open_dataset(awkward_data(format))
