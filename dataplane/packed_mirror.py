@@ -127,14 +127,16 @@ class Mirror:
 
     def _with_neighbours(self, absent: I64) -> I64:
         """Return pages and what stands around them, as much as makes a request worth its while."""
-        if len(absent) * _AHEAD_PAGES > self._limit // 4:
-            return absent
         file = np.searchsorted(self.first, absent, side="right") - 1
         start, stop = self.first[file], self.first[file + 1]
-        begin = start + (absent - start) // _AHEAD_PAGES * _AHEAD_PAGES
+        begin, one = np.unique(
+            start + (absent - start) // _AHEAD_PAGES * _AHEAD_PAGES, return_index=True
+        )
+        if len(begin) * _AHEAD_PAGES > self._limit // 4:
+            return absent
         around = begin[:, None] + np.arange(_AHEAD_PAGES)
-        pages = np.unique(around[around < stop[:, None]])
-        return np.union1d(absent, pages[~self._seen[pages]])
+        pages = around[around < stop[one, None]]
+        return pages[~self._seen[pages]]
 
     def _make_room(self, wanted: I64, pages: I64) -> None:
         over = self._kept + len(wanted) - self._limit

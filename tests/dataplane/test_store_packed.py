@@ -118,6 +118,20 @@ def test_growth_on_a_store(store: Store, tmp_path: Path) -> None:
         pack(data, store.at("t"), storage_options=store.options)
 
 
+def test_rows_of_everywhere_come_in_few_requests(
+    store: Store, wide: PackedTable, values: Any
+) -> None:
+    """A window of many open groups touches most pages of all of them at once."""
+    table = opened(store, uploaded(store, wide), cache_bytes=128 << 20)
+    ids = np.random.default_rng(0).permutation(ROWS)[:150]
+    with store.counting() as requests:
+        rows = PackedGather(table).gather(ids)["x"]
+    assert rows.equal(values[ids])  # type: ignore[union-attr]
+    gets = [r for r in requests if r.method == "GET" and r.range]
+    assert sum(r.sent for r in gets) <= 1.01 * wide.bytes
+    assert len(gets) <= 2 * wide.bytes // (2 << 20)  # and none page by page
+
+
 @pytest.mark.parametrize("where", ["file", "memory"])
 def test_cache_stays_within_its_bytes(
     store: Store,
