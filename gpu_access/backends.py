@@ -35,10 +35,9 @@ from .cuda_runtime import Runtime
 from .host_memory import HostTable
 from .loops import loops_for
 from .registration import register_host_memory
-from .request import Request, new_status
+from .request import Request, new_status, no_such_row
 from .row_gather import copy_from
 from .row_table import RowTable, word_bytes, words_of
-from .sharing import gather_threads
 from .tiling import tile
 from .transfer import gpu_path, resolve_device
 
@@ -70,8 +69,10 @@ class Backend(ABC):
     ids_on : {'cpu', 'cuda'}
         Where it takes its ids.
     checks : bool
-        Whether it finds rows that do not exist itself, and says so in a status; all others are
-        given ids that were checked.
+        Whether it finds rows that do not exist itself, and says so in a status.
+    refuses : bool
+        Whether it raises of them itself, before it writes; ids may then be anywhere. All others
+        are given ids that were checked.
     caches : bool
         Whether it takes rows from a cache's store, too.
     """
@@ -80,6 +81,7 @@ class Backend(ABC):
     mapped: bool = False
     ids_on: Literal["cpu", "cuda"] = "cpu"
     checks: bool = False
+    refuses: bool = False
     caches: bool = False
 
     @abstractmethod
@@ -165,25 +167,28 @@ class Staged(Backend):
 class Cpu(Backend):
     """A CPU gather; rows for a GPU are copied there."""
 
-    name = "cpu"
+    name, refuses = "cpu", True
 
     def gather(self, request: Request) -> None:
-        out = request.out
+        ids, out = request.ids.cpu(), request.out
         if out.device.type == "cpu":
-            gather_on_cpu(request.table, request.ids, out)
+            gather_on_cpu(request.table, ids, out)
             return
         rows = torch.empty(out.shape, dtype=out.dtype)
-        gather_on_cpu(request.table, request.ids, rows)
+        gather_on_cpu(request.table, ids, rows)
         out.copy_(rows)
 
 
 def gather_on_cpu(table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy rows that exist into a contiguous CPU tensor."""
-    source = ids.numpy().astype(np.uint64)
-    source *= np.uint64(table.stride)
-    source += np.uint64(table.address)
-    loops = loops_for(len(source))
-    copy_from(source, table.row_bytes, out.data_ptr(), gather_threads(), loops)
+    """Copy rows into a contiguous CPU tensor; raise `RowIndexError` where one does not exist."""
+    array = ids.numpy()
+    source, loops = np.empty(len(array), np.uint64), loops_for(len(array))
+    bad = loops.point_in_table(
+        array, table.rows, np.uint64(table.address), np.uint64(table.stride), source
+    )
+    if bad >= 0:
+        raise no_such_row(int(array[bad]), bad, table.rows)
+    copy_from(source, table.row_bytes, out.data_ptr(), None, loops)
 
 
 def alias_of(table: RowTable, word: int, device: torch.device) -> torch.Tensor:

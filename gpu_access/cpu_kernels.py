@@ -1,7 +1,7 @@
 """Compiled loops of the CPU gather: rows found by id, copied between addresses with prefetch.
 
-Addresses are uint64. Nothing here checks its input but `locate`, which comes first: what it lets
-through lies in a chunk.
+Addresses are uint64. Nothing here checks its input but `locate` and `point_in_table`, one of which
+comes first: what they let through lies in a chunk, or in the table.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numba.extending import intrinsic
 
 _LINE = 64  # bytes of a cache line
 _AHEAD = 32  # rows that are asked for before they are copied
+_FAR = 64  # rows whose page is looked up before that: it takes as long as the bytes themselves
 _NEAR = 1024  # bytes of a row that are; the processor itself reads on after that
 _UNROLLED = 1024  # bytes of a row up to which a width has a loop of its own
-_STREAMED = 1 << 20  # bytes of a request from which on they are written past the caches
 _LONG = 8192  # bytes from which the C library copies better
 _ONE = np.uint64(1)
 _U3, _U4, _U7, _U8, _U16, _U32 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32))
@@ -77,36 +77,7 @@ def _mover(width):
     return move
 
 
-_move_4, _move_8, _move_16, _move_32 = (_mover(width) for width in (4, 8, 16, 32))
-
-
-@intrinsic
-def _stream_line(typingctx, target, source):
-    """Copy a line to an aligned address past the caches: what is written is not read first."""
-
-    def codegen(context, builder, signature, args):
-        kind = ir.VectorType(ir.IntType(64), _LINE // 8)
-        to, at = (builder.inttoptr(a, kind.as_pointer()) for a in args)
-        value = builder.load(at)
-        value.align = 1
-        store = builder.store(value, to)
-        store.align = _LINE
-        one = ir.Constant(ir.IntType(32), 1)
-        store.set_metadata("nontemporal", builder.module.add_metadata([one]))
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64), codegen
-
-
-@intrinsic
-def _fence(typingctx):
-    """Let other threads see what was streamed before what is written after."""
-
-    def codegen(context, builder, signature, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+_move_4, _move_8, _move_16, _move_32, _move_64 = (_mover(width) for width in (4, 8, 16, 32, 64))
 
 
 def _value_at(bits):
@@ -207,12 +178,25 @@ def point_at(chunk, offset, addresses, row_bytes, source):
         source[i] = addresses[chunk[i]] + np.uint64(offset[i]) * size
 
 
+@njit(cache=True, nogil=True)
+def point_in_table(ids, rows, address, stride, source):
+    """Fill in the address of each row of a table; return the place of the first id of none, or −1.
+
+    `ids` are int32 or int64.
+    """
+    for i in range(ids.size):
+        row = ids[i]
+        if row < 0 or row >= rows:
+            return i
+        source[i] = address + np.uint64(row) * stride
+    return -1
+
+
 @njit(cache=True, inline="always")
 def _step(target, source, then):
     """Copy a line, and ask for one that is copied later."""
     _prefetch(then)
-    _move_32(target, source)
-    _move_32(target + _U32, source + _U32)
+    _move_64(target, source)
 
 
 @njit(cache=True, nogil=True)
@@ -231,6 +215,7 @@ def copy_rows(source, row_bytes, out, start, stop):
     even, rest = size & ~(_U64 - _ONE), size & (_U64 - _ONE)
     for i in range(start, stop):
         then, row = source[min(i + _AHEAD, stop - 1)], source[i]
+        _prefetch(source[min(i + _FAR, stop - 1)])
         at = np.uint64(0)  # line by line: the requests for a later row go between the copies
         while at + _U256 <= even:
             _step(target + at, row + at, then + at)
@@ -243,8 +228,7 @@ def copy_rows(source, row_bytes, out, start, stop):
             at += _U64
         if rest:
             _prefetch(then + size - _ONE)
-            _move_32(target + size - _U64, row + size - _U64)
-            _move_32(target + size - _U32, row + size - _U32)
+            _move_64(target + size - _U64, row + size - _U64)
         target += size
 
 
@@ -254,19 +238,9 @@ def _copier(row_bytes):
     @njit(cache=True, nogil=True)
     def copy(source, out, start, stop):
         target = out + np.uint64(start * row_bytes)
-        # Lines of a window are long out of the nearest cache when its last one is written.
-        if out % _U64 == 0 and source.size * row_bytes >= _STREAMED:
-            for i in range(start, stop):
-                then, row = source[min(i + _AHEAD, stop - 1)], source[i]
-                for at in range(0, row_bytes, _LINE):
-                    step = np.uint64(at)
-                    _prefetch(then + step)
-                    _stream_line(target + step, row + step)
-                target += np.uint64(row_bytes)
-            _fence()
-            return
         for i in range(start, stop):
             then, row = source[min(i + _AHEAD, stop - 1)], source[i]
+            _prefetch(source[min(i + _FAR, stop - 1)])
             for at in range(0, row_bytes, _LINE):
                 step = np.uint64(at)
                 _step(target + step, row + step, then + step)

@@ -14,7 +14,7 @@ from ..dataplane.errors import ParameterError, RowIndexError
 from .backends import Backend
 from .line_requests import lines_per_row
 from .registration import HostRegistration
-from .request import Request, new_status
+from .request import Request, new_status, no_such_row
 from .row_table import RowTable
 from .stats import GatherStats
 
@@ -98,7 +98,7 @@ class GatherFuture:
             self._job.stats.seconds_waited += time.perf_counter() - start
         place = int(status[0])
         if place < len(self._ids):
-            raise _no_such_row(int(self._ids[place]), place, self._job.table.rows)
+            raise no_such_row(int(self._ids[place]), place, self._job.table.rows)
 
 
 def check_ids(ids: Any) -> torch.Tensor:
@@ -139,7 +139,7 @@ def check_output(
     out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Raise `ParameterError` unless rows can be written there."""
-    fits = tuple(out.shape) == shape and out.dtype == dtype and out.device == device
+    fits = out.shape == shape and out.dtype == dtype and out.device == device
     if not fits or not out.is_contiguous():
         state = "contiguous" if out.is_contiguous() else "not contiguous"
         raise ParameterError(
@@ -162,7 +162,7 @@ def check_rows(ids: torch.Tensor, rows: int) -> None:
     values = ids.numpy()  # whose extremes allocate nothing
     if int(values.min()) < 0 or int(values.max()) >= rows:
         place = int(torch.nonzero((ids < 0) | (ids >= rows))[0])
-        raise _no_such_row(int(ids[place]), place, rows)
+        raise no_such_row(int(ids[place]), place, rows)
 
 
 def gather(
@@ -190,11 +190,11 @@ def gather(
     table, backend, count = job.table, job.backend, ids.shape[0]
     if not count:
         return GatherFuture(out)
-    unchecked = backend.checks and ids.device.type == backend.ids_on
-    known = ids if unchecked else _checked(ids, table.rows, backend)
     if not table.rows or not table.row_bytes:  # nothing to read
         check_rows(ids.cpu(), table.rows)
         return GatherFuture(out)
+    unchecked = backend.checks and ids.device.type == backend.ids_on
+    known = ids if unchecked or backend.refuses else _checked(ids, table.rows, backend)
     lines = count * lines_per_row(table) if backend.mapped else 0.0
     job.stats.add(backend.name, count, count * table.row_bytes, lines)
     if out.device.type == "cpu":
@@ -253,7 +253,7 @@ def _checked(ids: torch.Tensor, rows: int, backend: Backend) -> torch.Tensor:
         wrong = (ids < 0) | (ids >= rows)
         if bool(wrong.any()):
             place = int(torch.nonzero(wrong)[0])
-            raise _no_such_row(int(ids[place]), place, rows)
+            raise no_such_row(int(ids[place]), place, rows)
         return ids
     ids = ids.cpu()
     check_rows(ids, rows)
@@ -277,15 +277,6 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     if device not in _streams:
         _streams[device] = torch.cuda.Stream(device)
     return _streams[device]
-
-
-def _no_such_row(row: int, place: int, rows: int) -> RowIndexError:
-    return RowIndexError(
-        f"Row {row}, the id at position {place}, does not exist: this table holds rows 0 to "
-        f"{rows - 1}."
-        if rows
-        else f"Row {row}, the id at position {place}, does not exist: this table holds no rows."
-    )
 
 
 def _wrong_ids(found: str) -> ParameterError:

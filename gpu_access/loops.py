@@ -17,13 +17,22 @@ __all__ = ["loops_for"]
 _PLAIN_ROWS = 20_000  # rows of a process, or so: threads may count past one another
 
 _asked = 0
+_loaded: Any = None
 
 
 def loops_for(rows: int) -> Any:
     """Return the module of loops for a request of so many rows."""
-    global _asked
-    _asked += rows
-    if _asked <= _PLAIN_ROWS or os.environ.get("BATCHLOOM_NUMBA") == "0":
+    global _asked, _loaded
+    if _loaded is None:
+        _asked += rows
+        if _asked <= _PLAIN_ROWS:
+            return plain_loops
+        _loaded = _load()
+    return _loaded
+
+
+def _load() -> Any:
+    if os.environ.get("BATCHLOOM_NUMBA") == "0":
         return plain_loops
     try:
         from . import cpu_kernels

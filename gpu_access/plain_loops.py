@@ -19,6 +19,7 @@ __all__ = [
     "first_null",
     "locate",
     "point_at",
+    "point_in_table",
     "read_offsets",
     "row_copier",
     "take_bits",
@@ -45,6 +46,18 @@ def locate(ids: U64, first: U64, rows: I64, guess: Any, shift: Any, chunk: I64, 
 def point_at(chunk: I64, offset: I64, addresses: U64, row_bytes: int, source: U64) -> None:
     """Fill in the address of each row of a request."""
     source[:] = addresses[chunk] + offset.view(np.uint64) * np.uint64(row_bytes)
+
+
+def point_in_table(ids: I64, rows: int, address: Any, stride: Any, source: U64) -> int:
+    """Fill in the address of each row of a table; return the place of the first id of none, or −1.
+
+    `ids` are int32 or int64.
+    """
+    outside = (ids < 0) | (ids >= rows)
+    if outside.any():
+        return int(np.argmax(outside))
+    source[:] = address + ids.astype(np.uint64) * stride
+    return -1
 
 
 def row_copier(row_bytes: int) -> Callable[[U64, Any, int, int], None]:

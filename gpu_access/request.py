@@ -1,4 +1,4 @@
-"""What a backend is asked for: one gather, with all that it needs to know."""
+"""What a backend is asked for, one gather with all that it needs to know; and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dataplane.errors import RowIndexError
 from .row_table import RowTable
 
-__all__ = ["Request", "new_status"]
+__all__ = ["Request", "new_status", "no_such_row"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +46,13 @@ class Request:
 def new_status(count: int, device: torch.device) -> torch.Tensor:
     """Return a status for a gather of `count` ids: it becomes the first place that is no row."""
     return torch.full((1,), count, dtype=torch.int64, device=device)
+
+
+def no_such_row(row: int, place: int, rows: int) -> RowIndexError:
+    """Return the error of an id, at a place among others, that a table of `rows` does not hold."""
+    return RowIndexError(
+        f"Row {row}, the id at position {place}, does not exist: this table holds rows 0 to "
+        f"{rows - 1}."
+        if rows
+        else f"Row {row}, the id at position {place}, does not exist: this table holds no rows."
+    )

@@ -46,10 +46,18 @@ def _cores() -> range | set[int]:
     return range(os.cpu_count() or 1)
 
 
-def share(work: Callable[[int, int], None], rows: int, row_bytes: float, threads: int) -> None:
-    """Call ``work(start, stop)`` over all rows, each once, on up to so many threads."""
-    size = rows * row_bytes
-    if threads == 1 or size <= _ALONE or rows < threads:
+def share(
+    work: Callable[[int, int], None], rows: int, row_bytes: float, threads: int | None = None
+) -> None:
+    """Call ``work(start, stop)`` over all rows, each once, on up to so many threads.
+
+    By default they are as many as `gather_threads` says.
+    """
+    if rows * row_bytes <= _ALONE:
+        work(0, rows)
+        return
+    threads = threads or gather_threads()
+    if threads == 1 or rows < threads:
         work(0, rows)
         return
     step = max(1, int(_PIECE // max(1, row_bytes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,11 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("batchloom")
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would be the jobs that tests
+# interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before they are imported: the shared suites' asserts print what they compared.
 pytest.register_assert_rewrite("batchloom.tests.contracts")

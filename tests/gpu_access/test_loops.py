@@ -65,6 +65,27 @@ def test_rows_are_found(rows, gap, start, asked):
 
 
 @settings(max_examples=60)
+@given(
+    ids=st.lists(st.integers(-3, 30), max_size=20),
+    rows=st.integers(1, 30),
+    dtype=st.sampled_from([np.int32, np.int64]),
+)
+def test_rows_of_a_table(ids, rows, dtype):
+    asked, source = np.array(ids, dtype), np.zeros(len(ids), np.uint64)
+
+    def point(loops):
+        source[:] = 0
+        bad = loops.point_in_table(asked, rows, np.uint64(1 << 40), np.uint64(24), source)
+        return (bad, *((source.copy(),) if bad < 0 else ()))
+
+    bad, *found = both(point)
+    missing = [i for i, row in enumerate(ids) if not 0 <= row < rows]
+    assert bad == (missing[0] if missing else -1)
+    if not missing:
+        assert found[0].tolist() == [(1 << 40) + 24 * row for row in ids]
+
+
+@settings(max_examples=60)
 @given(width=WIDTHS, seed=st.integers(0, 999))
 def test_rows_are_copied(width, seed):
     chunks = Chunks(seed, width)
@@ -195,6 +216,7 @@ def test_no_compiler_for_the_first_rows(compiler, loaded):
 
 
 def test_without_numba(monkeypatch):
+    monkeypatch.setattr("batchloom.gpu_access.loops._loaded", None)
     monkeypatch.setitem(sys.modules, "batchloom.gpu_access.cpu_kernels", None)
     monkeypatch.delattr("batchloom.gpu_access.cpu_kernels")
     assert loops_for(1 << 40) is plain_loops

@@ -6,7 +6,7 @@ from batchloom.dataplane import open_dataset
 from batchloom.dataplane.errors import ParameterError, RowIdError
 from batchloom.dataplane.mapped_dataset import map_dataset
 from batchloom.dataplane.packing import pack_dataset
-from batchloom.gpu_access import PackedGather
+from batchloom.gpu_access import PackedGather, cpu_kernels, plain_loops
 from batchloom.tests.contracts.awkward import FORMATS, awkward_table
 from batchloom.tests.contracts.gather import GatherContract, expected_values, values_of
 
@@ -29,9 +29,8 @@ def written(folder, chunks):
 @pytest.fixture(params=["plain", "compiled"])
 def loops(request, monkeypatch):
     """Gather by loops of one kind, whatever was gathered before."""
-    monkeypatch.setattr("batchloom.gpu_access.loops._PLAIN_ROWS", -1)
-    if request.param == "plain":
-        monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
+    kinds = {"plain": plain_loops, "compiled": cpu_kernels}
+    monkeypatch.setattr("batchloom.gpu_access.loops._loaded", kinds[request.param])
 
 
 @pytest.mark.usefixtures("loops")
