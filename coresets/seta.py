@@ -71,7 +71,15 @@ Schedule = Literal["cyclic", "monotone"]
 class SeTaSettings:
     """What SeTa can be told, the training's length and seed left out."""
 
-    groups: Annotated[int, Field(ge=2, le=256, description="groups of rows by loss")] = 5
+    groups: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=256,
+            description="groups of rows by loss",
+            json_schema_extra={"advice": "One group is a random share of the rows: use random."},
+        ),
+    ] = 5
     window_scale: Annotated[
         float, Field(gt=0, le=1, description="share of the groups that an epoch trains on")
     ] = 0.9

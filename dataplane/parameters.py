@@ -109,8 +109,14 @@ def _sentence(cls: type, error: pydantic.ValidationError) -> str:
         )
     return (
         f"The '{name}' parameter of {owner} must be {_allowed(fields[name])}. "
-        f"Got {_short.repr(first.get('input'))} instead."
+        f"Got {_short.repr(first.get('input'))} instead.{_advice(fields[name])}"
     )
+
+
+def _advice(field: FieldInfo) -> str:
+    """Return what a field's ``json_schema_extra={"advice": …}`` says to do instead."""
+    extra = field.json_schema_extra
+    return f" {extra['advice']}" if isinstance(extra, dict) and "advice" in extra else ""
 
 
 _short = reprlib.Repr()

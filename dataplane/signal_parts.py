@@ -2,11 +2,11 @@
 
 ``part-<attempt>-<writer>-<sequence>-<sha256>.arrow`` is an uncompressed Arrow IPC file with the
 columns row (uint64), epoch (uint32), step (uint64), occurrence, attempt (uint16) and value (float32
-or fixed-size list of it), ascending by row, in record batches of 4,096 rows. The schema's metadata
-holds an index as JSON: each batch's first and last row, number of rows and SHA-256 (over the bytes
-of its columns, in that order), and the smallest and greatest epoch. The SHA-256 in the name is that
-of the index; so a reader that wants some rows checks the bytes of the batches that it touches, and
-no others.
+or fixed-size list of it), ascending by row, in record batches of about half a megabyte. The
+metadata of the schema holds an index as JSON: each batch's first and last row, number of rows and
+XXH3-128 (over the bytes of its columns, in that order), and the smallest and greatest epoch. The
+SHA-256 in the name is that of the index; so a reader that wants some rows checks the bytes of the
+batches that it touches, and no others. The checksums find damage, not forgery.
 
 A writer that dies leaves at most a hidden file, which nobody reads. A part that was cut off since
 is *torn*: it is left out, and told of. One that is whole and does not hold what its hashes say is
@@ -34,7 +34,8 @@ from .storage import Location
 
 __all__ = ["PartName", "SignalPart", "is_torn", "part_bytes"]
 
-BLOCK_ROWS = 1 << 12
+BLOCK_BYTES = 1 << 19
+_KEY_BYTES = 24  # of an observation, its value left out
 _FORMAT = "batchloom-signal/1"
 _MAGIC = b"ARROW1"
 _NAME = re.compile(r"(part|compact)-(\d{5})-(\d{5})-(\d{8})-([0-9a-f]{64})\.arrow")
@@ -85,13 +86,13 @@ def part_bytes(
     kind : {'part', 'compact'}
     """
     width = observed.width
-    cuts = range(0, len(observed), BLOCK_ROWS)
-    blocks = [observed.take(slice(cut, cut + BLOCK_ROWS)) for cut in cuts]
+    step = max(1, BLOCK_BYTES // (_KEY_BYTES + 4 * max(1, width)))
+    blocks = [observed.take(slice(cut, cut + step)) for cut in range(0, len(observed), step)]
     index = {
         "format": _FORMAT,
         "width": width,
         "epochs": [int(observed.epoch.min()), int(observed.epoch.max())],
-        "blocks": [[int(b.rows[0]), int(b.rows[-1]), len(b), _sha256(b)] for b in blocks],
+        "blocks": [[int(b.rows[0]), int(b.rows[-1]), len(b), _checksum(b)] for b in blocks],
     }
     text = compact_json(index)
     value: pa.DataType = pa.list_(pa.float32(), width) if width else pa.float32()
@@ -117,8 +118,10 @@ def part_bytes(
     return PartName(kind, attempt, writer, sequence, sha256), sink.getvalue()
 
 
-def _sha256(block: Observations) -> str:
-    found = hashlib.sha256()
+def _checksum(block: Observations) -> str:
+    import xxhash
+
+    found = xxhash.xxh3_128()
     for column in block.columns:
         found.update(np.ascontiguousarray(column).data)
     return found.hexdigest()
@@ -205,9 +208,9 @@ class SignalPart:
             block = Observations(*(as_numpy(c) for c in batch.columns))
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             raise self._corrupt(f"batch {number} cannot be read") from error
-        found = _sha256(block)
+        found = _checksum(block)
         if found != expected:
-            raise self._corrupt(f"batch {number}: expected SHA-256 {expected}, found {found}")
+            raise self._corrupt(f"batch {number}: expected XXH3 {expected}, found {found}")
         return block
 
     def _corrupt(self, what: str) -> SignalCorruptError:

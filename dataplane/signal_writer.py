@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,21 +90,33 @@ class _Item:
     pad: _Copy | None
     occurrence: _Copy | None
 
-    def observed(self, attempt: int) -> Observations:
-        rows = as_row_ids(self.rows.fetch())
-        n = len(rows)
-        nth = np.zeros(n, np.uint16)
-        if self.occurrence is not None:
-            nth[:] = self.occurrence.fetch()
-        found = Observations(
-            rows,
-            np.full(n, self.epoch, np.uint32),
-            np.full(n, self.step, np.uint64),
-            nth,
-            np.full(n, attempt, np.uint16),
-            self.value.fetch(),
-        )
-        return found if self.pad is None else found.take(~self.pad.fetch().astype(bool))
+    @property
+    def width(self) -> int:
+        """Numbers in a value; 0 of plain numbers."""
+        return 0 if len(self.value.shape) == 1 else self.value.shape[1]
+
+
+def _observed(items: Sequence[_Item], attempt: int) -> Observations:
+    """Return what was appended to a signal, as it came."""
+    rows = [as_row_ids(i.rows.fetch()) for i in items]
+    sizes = [len(r) for r in rows]
+    found = Observations(
+        np.concatenate(rows),
+        np.repeat(np.array([i.epoch for i in items], np.uint32), sizes),
+        np.repeat(np.array([i.step for i in items], np.uint64), sizes),
+        np.zeros(sum(sizes), np.uint16),
+        np.full(sum(sizes), attempt, np.uint16),
+        np.concatenate([i.value.fetch() for i in items]),
+    )
+    kept, start = np.ones(len(found), bool), 0
+    for item, size in zip(items, sizes, strict=True):
+        here = slice(start, start + size)
+        if item.occurrence is not None:
+            found.occurrence[here] = item.occurrence.fetch()
+        if item.pad is not None:
+            kept[here] = ~item.pad.fetch().astype(bool)
+        start += size
+    return found if kept.all() else found.take(kept)
 
 
 @dataclass
@@ -302,15 +314,14 @@ class SignalWriter:
     def _make(self, name: str, items: list[_Item]) -> BatchloomError | None:
         """Make observations of what was appended to a signal; say what of it cannot be."""
         stream = self._streams.setdefault(name, _Stream())
-        parts = [i.observed(self._attempt) for i in items]
         if stream.width is None:
-            stream.width = parts[0].width
-        if any(p.width != stream.width for p in parts):
+            stream.width = items[0].width
+        if any(i.width != stream.width for i in items):
             return SelectionError(
                 f"The signal '{name}' holds values of shape {stream.width or ()}; others were "
                 "appended to it, and left out."
             )
-        observed = Observations.concat(parts)
+        observed = _observed(items, self._attempt)
         counted = all(i.occurrence is None for i in items)
         if len(observed) and counted:
             before, stream.last = stream.last, _last_step(stream.last, observed)

@@ -345,3 +345,9 @@ def copy_runs(chunk, begin, ends, addresses, item_bytes, out, start, stop):
             addresses[chunk[i]] + np.uint64(begin[i]) * size,
             np.uint64(ends[i + 1] - ends[i]) * size,
         )
+
+
+# Whoever imports this is about to gather. What numba loads before its first call (a quarter of a
+# second) is loaded now, on the thread that imports it.
+_NONE = np.empty(0, np.int64)
+point_at(_NONE, _NONE, _NONE.view(np.uint64), 1, _NONE.view(np.uint64))

@@ -1,6 +1,7 @@
 """The loops of the CPU gather without a compiler: those of `cpu_kernels`, one for one.
 
-They take about a microsecond a row, and no time to load. Same arguments, same results.
+They take about a microsecond a row, and no time to load. Same arguments, same results. A loop keeps
+Python's lock until it is done: a thread that let it go at each row would wait for it as often.
 """
 
 from __future__ import annotations
@@ -64,10 +65,8 @@ def row_copier(row_bytes: int) -> Callable[[U64, Any, int, int], None]:
     """Return (source, out, start, stop) → None, which copies rows of a width."""
 
     def copy(source: U64, out: Any, start: int, stop: int) -> None:
-        target = int(out) + start * row_bytes
-        for address in source[start:stop].tolist():
-            ctypes.memmove(target, address, row_bytes)
-            target += row_bytes
+        rows = b"".join([ctypes.string_at(a, row_bytes) for a in source[start:stop].tolist()])
+        ctypes.memmove(int(out) + start * row_bytes, rows, len(rows))
 
     return copy
 
@@ -134,10 +133,10 @@ def copy_runs(
     stop: int,
 ) -> None:
     """Copy the items of rows start…stop−1 of a request behind one another, a copy a row."""
-    source = (addresses[chunk] + begin.view(np.uint64) * np.uint64(item_bytes)).tolist()
-    target = (ends * item_bytes).tolist()
-    for i in range(start, stop):
-        ctypes.memmove(int(out) + target[i], source[i], target[i + 1] - target[i])
+    source = addresses[chunk] + begin.view(np.uint64) * np.uint64(item_bytes)
+    runs = zip(source[start:stop].tolist(), np.diff(ends[start : stop + 1]).tolist(), strict=True)
+    items = b"".join([ctypes.string_at(a, n * item_bytes) for a, n in runs])
+    ctypes.memmove(int(out) + int(ends[start]) * item_bytes, items, len(items))
 
 
 def _bits(address: Any, first: Any, count: Any) -> U8:

@@ -152,7 +152,7 @@ def test_unbiased_weights_count_the_random_keep() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"groups": 1}, r"The 'groups' parameter of SeTa must be an int in the range \[2, 256\]"),
+        ({"groups": 1}, r"int in the range \[2, 256\]. Got 1 instead. One group .* use random"),
         ({"groups": 257}, r"range \[2, 256\]. Got 257"),
         ({"prune_ratio": 1.0}, r"'prune_ratio' parameter of SeTa must be a float .*\[0(.0)?, 1"),
         ({"window_scale": 0.0}, "window_scale"),

@@ -188,31 +188,48 @@ def test_runs(wide, item, bad, seed):
 
 
 _FIRST_ROWS = """
-import json, sys
+import json, sys, time
 import numpy as np
 from batchloom.dataplane.mapped import ColumnChunks
+from batchloom.gpu_access import loops
 from batchloom.gpu_access.row_gather import gather_rows
 
 array = np.arange(40_000, dtype=np.float32).reshape(-1, 4)
-ids, loaded = np.random.default_rng(0).integers(0, 10_000, 9000), []
-column = ColumnChunks.of_array(array)
-for _ in range(3):
+column, draw, used = ColumnChunks.of_array(array), np.random.default_rng(0), []
+for rows in map(int, sys.argv[1:]):
+    ids = draw.integers(0, 10_000, rows)
     assert np.array_equal(gather_rows(column, ids), array[ids])
-    loaded.append("numba" in sys.modules)
-print(json.dumps(loaded))
+    used.append("numba" in sys.modules)
+end = time.monotonic() + 60
+while loops._loading and loops._loading.is_alive() and time.monotonic() < end:
+    ids = draw.integers(0, 10_000, 100)
+    assert np.array_equal(gather_rows(column, ids), array[ids])  # plain until the others are there
+ids = draw.integers(0, 10_000, 9000)
+assert np.array_equal(gather_rows(column, ids), array[ids])
+print(json.dumps([used, loops._loaded and loops._loaded.__name__.split(".")[-1]]))
 """
 
 
-@pytest.mark.parametrize(("compiler", "loaded"), [("1", [False, False, True]), ("0", [False] * 3)])
-def test_no_compiler_for_the_first_rows(compiler, loaded):
+@pytest.mark.parametrize(
+    ("compiler", "rows", "numba", "then"),
+    [
+        ("1", [400, 500], [False, False], None),
+        ("1", [9000, 900, 900], [False, False, ...], "cpu_kernels"),
+        ("1", [300_000], [True], "cpu_kernels"),
+        ("0", [9000, 9000, 300_000], [False, False, False], "plain_loops"),
+    ],
+)
+def test_no_compiler_for_the_first_rows(compiler, rows, numba, then):
     done = subprocess.run(
-        [sys.executable, "-c", _FIRST_ROWS],
+        [sys.executable, "-c", _FIRST_ROWS, *map(str, rows)],
         env={"BATCHLOOM_NUMBA": compiler, "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == loaded
+    used, loaded = json.loads(done.stdout)
+    assert all(n in (..., u) for n, u in zip(numba, used, strict=True))
+    assert loaded == then
 
 
 def test_without_numba(monkeypatch):

@@ -14,10 +14,16 @@ SAYS = {
     "plain_torch": ("53 steps, up to epoch 1, step 12", "27 steps", "same weights: True"),
     "lightning_loop": ("stopped at step 53", "trained to step 80", "same weights: True"),
     "accelerate_loop": ("53 steps, up to epoch 1, step 12", "27 steps", "same weights: True"),
+    "seta_accelerate": ("53 steps, up to epoch 3", "same weights: True"),
     "images": ("400 images", "loss 0."),
     "tokens": ("50 rows, layout torch.jagged", "of the values would be tokens"),
 }
-NEEDS = {"lightning_loop": "lightning", "accelerate_loop": "accelerate", "images": "PIL"}
+NEEDS = {
+    "lightning_loop": "lightning",
+    "accelerate_loop": "accelerate",
+    "seta_accelerate": "accelerate",
+    "images": "PIL",
+}
 
 
 def test_every_example_is_run_here():
