@@ -258,10 +258,8 @@ class UnifiedTensor:
         """Return CPU rows for CPU ids, the short way: small batches feel every step that is not."""
         table, count = self.table, ids.shape[0]
         shape = (count, *table.row_shape)
-        if out is None:
-            out = torch.empty(shape, dtype=self.dtype)
-        else:
-            check_output(out, shape, self.dtype, out.device)
+        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        check_output(out, shape, self.dtype, out.device)
         if count:
             gather_on_cpu(table, ids, out)
             self.stats.add("cpu", count, count * table.row_bytes)
