@@ -248,10 +248,9 @@ class UnifiedTensor:
         """
         check_sort(sort)
         ids = check_ids(ids)
-        if ids.is_cpu and (out is None or out.is_cpu):
-            here = self._backend if self.device.type == "cpu" else self._cpu
-            if isinstance(here, Cpu):
-                return self._gather_here(ids, out)
+        backend = self._backend if self.device.type == "cpu" else self._cpu
+        if isinstance(backend, Cpu) and ids.is_cpu and (out is None or out.is_cpu):
+            return self._gather_here(ids, out)
         return self._start(ids, out, sort, stream, aside=False).wait()
 
     def _gather_here(self, ids: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
