@@ -1,4 +1,5 @@
 from .hard_batches import HardBatches as HardBatches
+from .importance import Importance as Importance
 from .infobatch import InfoBatch as InfoBatch
 from .keys import match_keys as match_keys
 from .random_share import RandomShare as RandomShare

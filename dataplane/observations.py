@@ -66,6 +66,10 @@ class Observations:
         """Return some of them, by position or mask."""
         return Observations(*(c[at] for c in self.columns))
 
+    def reordered(self, order: I64) -> Observations:
+        """Return all of them in another order; a column of one value stays as it is."""
+        return Observations(*(c if _is_one_value(c) else c[order] for c in self.columns))
+
     @classmethod
     def zeros(cls, n: int = 0, width: int = 0) -> Observations:
         """Return n of zeros, for others to be written over them."""
@@ -146,6 +150,10 @@ def mean_by_row(observed: Observations) -> tuple[npt.NDArray[np.uint64], F32]:
     sums = np.add.reduceat(observed.value.astype(np.float64), first, axis=0)
     means = sums / (counts if observed.value.ndim == 1 else counts[:, None])
     return observed.rows[first], means.astype(np.float32)
+
+
+def _is_one_value(values: npt.NDArray[Any]) -> bool:
+    return values.ndim == 1 and bool((values == values[:1]).all())
 
 
 def _repeats(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -88,6 +88,7 @@ class Stream(IntEnum):
     WINDOW_ORDER = 13
     HOME_ORDER = 14
     RANDOM_SHARE = 15
+    IMPORTANCE = 16
 
 
 def _mix(x: int) -> int:

@@ -325,7 +325,7 @@ class SignalWriter:
         counted = all(i.occurrence is None for i in items)
         if len(observed) and counted:
             before, stream.last = stream.last, _last_step(stream.last, observed)
-        observed = observed.take(stable_order(observed.rows))
+        observed = observed.reordered(stable_order(observed.rows))
         if len(observed) and counted:
             _count(before, observed)
         inside = self._rows.contains(observed.rows)

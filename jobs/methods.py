@@ -80,6 +80,13 @@ METHODS: dict[str, Method] = {
             verb=True,
         ),
         Method(
+            "importance",
+            "select",
+            "rows drawn the more often, the larger their loss",
+            "importance:ImportanceSelect",
+            verb=True,
+        ),
+        Method(
             "random", "select", "a random share of the rows", "random_share:RandomSelect", verb=True
         ),
         Method(

@@ -7,6 +7,7 @@ from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader
 from .loss_sampler import IndexedDataset as IndexedDataset
 from .loss_samplers import HardBatchSampler as HardBatchSampler
+from .loss_samplers import ImportanceSampler as ImportanceSampler
 from .loss_samplers import InfoBatchSampler as InfoBatchSampler
 from .loss_samplers import RandomShareSampler as RandomShareSampler
 from .loss_samplers import SeTaSampler as SeTaSampler

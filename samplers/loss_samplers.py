@@ -1,4 +1,4 @@
-"""SeTa, InfoBatch and hard batches as batch samplers for a plain `DataLoader`.
+"""SeTa, InfoBatch and the other methods by loss as batch samplers for a plain `DataLoader`.
 
 How they are used, and what they promise on several ranks and when a training is resumed, stands in
 `loss_sampler`; the methods in `coresets`.
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coresets.hard_batches import HardBatches
+from ..coresets.importance import Importance
 from ..coresets.infobatch import InfoBatch
 from ..coresets.random_share import RandomShare
 from ..coresets.seta import SeTa
@@ -22,7 +23,13 @@ from ..dataplane.random import Permutation, checked_seed
 from .loss_sampler import Chosen, LossSampler
 from .ranks import OnUneven
 
-__all__ = ["HardBatchSampler", "InfoBatchSampler", "RandomShareSampler", "SeTaSampler"]
+__all__ = [
+    "HardBatchSampler",
+    "ImportanceSampler",
+    "InfoBatchSampler",
+    "RandomShareSampler",
+    "SeTaSampler",
+]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -90,6 +97,20 @@ class InfoBatchSampler(_SelectionSampler):
     """
 
     _kind = InfoBatch
+
+
+class ImportanceSampler(_SelectionSampler):
+    """Importance sampling: draws rows the more often, the larger their loss.
+
+    Parameters
+    ----------
+    rows, batch_size, rank, world_size, drop_last, on_uneven
+        See `LossSampler`.
+    **settings
+        Of `Importance`: ``prune_ratio=0.45``, ``score="loss"``, ``seed=0``, …
+    """
+
+    _kind = Importance
 
 
 class RandomShareSampler(_SelectionSampler):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batchloom.coresets import HardBatches, InfoBatch, RandomShare, SeTa
+from batchloom.coresets import HardBatches, Importance, InfoBatch, RandomShare, SeTa
 from batchloom.dataplane import Manifest, Series, SignalStore, open_dataset, open_plan
 from batchloom.dataplane.errors import (
     DatasetChangedError,
@@ -30,7 +30,7 @@ from batchloom.jobs.spec import JobSpec
 from batchloom.tests.dataplane.store import Store
 from batchloom.tests.jobs.conftest import ROWS, small_table, write_small
 
-METHODS = ("seta", "infobatch", "hard-batches")
+METHODS = ("seta", "infobatch", "importance", "hard-batches")
 LOSSES = np.random.default_rng(5).lognormal(-1, 1.5, ROWS).astype(np.float32)
 SCORED = np.arange(ROWS) % 9 != 4
 
@@ -108,6 +108,18 @@ def test_infobatch_selects_what_it_does_in_memory(
     assert told["selected_mean_loss"] == pytest.approx(LOSSES[inside].mean(dtype="f8"))
     assert made.records[2].weight_sum == pytest.approx(ROWS * 2**24, rel=1e-6)
     assert made.weight_semantics == "importance"
+
+
+@pytest.mark.parametrize("weights", ["none", "unbiased"])
+def test_importance_selects_what_it_does_in_memory(
+    small: Path, signal: Path, tmp_path: Path, weights: Any
+) -> None:
+    made = planned("importance", small, tmp_path / "p", signal, weights=weights)
+    expected = Importance(seed=7, weights=weights).plan(LOSSES, epoch=2, scored=SCORED)
+    wanted = None if expected.weights is None else expected.weights.tolist()
+    assert selected(made) == (expected.rows.tolist(), wanted)
+    assert report_of(made, "importance")["selected_never_scored"] == (~SCORED).sum()
+    assert made.weight_semantics == (None if weights == "none" else "importance")
 
 
 @pytest.mark.parametrize("fresh", [True, False])

@@ -28,6 +28,7 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "drop": {"file": str(ids)},
         "seta": {"column": "a", "weights": "unbiased"},
         "infobatch": {"column": "a"},
+        "importance": {"column": "a"},
         "random": {"prune_ratio": 0.4},
         "hard-batches": {"column": "a", "level": "rows"},
         "split": {"shares": "train=0.7,val=0.3:val", "key": "key"},

@@ -32,6 +32,7 @@ from batchloom.jobs.planning import run_job
 from batchloom.jobs.spec import JobSpec
 from batchloom.samplers import (
     HardBatchSampler,
+    ImportanceSampler,
     IndexedDataset,
     InfoBatchSampler,
     RandomShareSampler,
@@ -49,6 +50,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
         N, B, epochs=E, delta=0.8, seed=7, groups=4, weights="unbiased", **o
     ),
     "infobatch": lambda **o: InfoBatchSampler(N, B, epochs=E, delta=0.8, seed=7, **o),
+    "importance": lambda **o: ImportanceSampler(N, B, seed=7, weights="unbiased", **o),
     "random": lambda **o: RandomShareSampler(N, B, seed=7, prune_ratio=0.3, **o),
     "hard-batches": lambda **o: HardBatchSampler(N, B, seed=7, delta=0.4, refresh_every=3, **o),
     "hard-rows": lambda **o: HardBatchSampler(N, B, seed=7, delta=0.4, level="rows", **o),
@@ -106,7 +108,7 @@ def test_its_steps_are_those_of_the_offline_plan(
         pq.write_table(pa.table({"x": np.arange(a, b)}), data / f"part-{number}.parquet")
     sampler = MAKERS[kind](drop_last=drop_last)
     settings = dict(sampler._identity()["settings"])
-    method = kind.split("-")[0] if kind.startswith(("seta", "info", "random")) else "hard-batches"
+    method = "hard-batches" if kind.startswith("hard") else kind.split("-")[0]
     settings.pop("seed", None)
     if (epochs := settings.pop("epochs", None)) is not None:
         settings["training_epochs"] = epochs
