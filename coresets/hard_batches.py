@@ -32,7 +32,8 @@ from ..dataplane.parameters import parameters
 from ..dataplane.plan import BatchPlan
 from ..dataplane.plan_changes import keep_rows
 from ..dataplane.sketch import quantile_rank
-from .loss_search import NonFinite, scored_rows
+from .loss_search import NonFinite
+from .loss_selector import scored_rows
 
 __all__ = ["HardBatchSettings", "HardBatches", "batch_losses"]
 

@@ -33,7 +33,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from ..dataplane.random import Stream, keys
 from ..dataplane.sketch import Pass, RankSearch, exact_share
 from .loss_search import (
@@ -45,8 +44,8 @@ from .loss_search import (
     LossRows,
     Mask,
     NonFinite,
-    plan_rows,
 )
+from .loss_selector import LossSelector
 
 __all__ = ["Importance", "ImportanceSearch", "ImportanceSettings"]
 
@@ -76,7 +75,7 @@ class ImportanceSettings:
 
 
 @parameters
-class Importance(ImportanceSettings):
+class Importance(ImportanceSettings, LossSelector):
     """Parameters of importance sampling by loss."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
@@ -84,22 +83,6 @@ class Importance(ImportanceSettings):
     def search(self, epoch: int, rows: int) -> ImportanceSearch:
         """Return the passes over `rows` rows in parts that lead to an epoch's selection."""
         return ImportanceSearch(self, epoch, rows)
-
-    def plan(
-        self,
-        losses: npt.ArrayLike,
-        *,
-        epoch: int,
-        scored: npt.ArrayLike | None = None,
-        ids: npt.ArrayLike | None = None,
-    ) -> Selection:
-        """Select an epoch's rows.
-
-        Parameters, errors and result are those of `SeTa.plan`; any epoch may be asked for.
-        """
-        return plan_rows(
-            self, losses, epoch=epoch, scored=scored, ids=ids, nonfinite=self.nonfinite
-        )
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,9 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
 from .loss_search import (
@@ -43,9 +41,8 @@ from .loss_search import (
     LossRows,
     Mask,
     NonFinite,
-    check_epoch,
-    plan_rows,
 )
+from .loss_selector import LossSelector, check_epoch
 
 __all__ = ["InfoBatch", "InfoBatchSearch", "InfoBatchSettings"]
 
@@ -69,7 +66,7 @@ class InfoBatchSettings:
 
 
 @parameters
-class InfoBatch(InfoBatchSettings):
+class InfoBatch(InfoBatchSettings, LossSelector):
     """Parameters of InfoBatch."""
 
     epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
@@ -89,22 +86,6 @@ class InfoBatch(InfoBatchSettings):
         """Return the passes over `rows` rows in parts that lead to an epoch's selection."""
         check_epoch(epoch, self.epochs)
         return InfoBatchSearch(self, epoch, rows)
-
-    def plan(
-        self,
-        losses: npt.ArrayLike,
-        *,
-        epoch: int,
-        scored: npt.ArrayLike | None = None,
-        ids: npt.ArrayLike | None = None,
-    ) -> Selection:
-        """Select an epoch's rows, with their weights.
-
-        Parameters, errors and result are those of `SeTa.plan`; the weights sum up to n.
-        """
-        return plan_rows(
-            self, losses, epoch=epoch, scored=scored, ids=ids, nonfinite=self.nonfinite
-        )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@
 Each method that selects by loss is a frozen dataclass of parameters that makes a `LossSearch`. What
 passes count are int64 arrays that parts add up to, in any order, and what they lead to is a small
 `Choice` that says of any row, by its id and loss alone, whether it is kept and with what weight: so
-rows in memory, files mapped by a job and tasks of a cluster select the same rows. `plan_rows` is
-the loop over one array.
+rows in memory, files mapped by a job and tasks of a cluster select the same rows. The loop over
+one array is `loss_selector`'s.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.compiled import compiled_kernels
-from ..dataplane.errors import ParameterError, SelectionError, examples
-from ..dataplane.plan import Selection
+from ..dataplane.errors import SelectionError
 from ..dataplane.random import keys, keys_up_to
 from ..dataplane.sketch import Pass, RankSearch
 from .loss_histogram import LossBins, LossHistogram
@@ -36,12 +34,7 @@ __all__ = [
     "KeyShare",
     "LossRows",
     "LossSearch",
-    "LossSelector",
     "NonFinite",
-    "count_in_parts",
-    "keeps_in_parts",
-    "plan_rows",
-    "scored_rows",
 ]
 
 U64 = npt.NDArray[np.uint64]
@@ -51,9 +44,6 @@ Mask = npt.NDArray[np.bool_]
 
 NonFinite = Literal["fail", "keep"]
 """Rows whose loss is NaN or infinite: an error, or always eligible like rows never scored."""
-
-
-_PART_ROWS = 1 << 15  # of an array, which stay in the processor's cache from step to step
 
 
 @dataclass(frozen=True)
@@ -301,110 +291,3 @@ class HistogramSearch:
             self.next = ScoredPass(self._among, self._bins)
         else:
             self.next = None
-
-
-# --- one array ------------------------------------------------------------------------------------
-
-
-class LossSelector(Protocol):
-    """A method that selects by loss."""
-
-    def search(self, epoch: int, rows: int) -> LossSearch:
-        """Return the passes over so many rows that lead to an epoch's choice."""
-
-
-def count_in_parts(wanted: LossPass, rows: LossRows, counts: I64) -> None:
-    """Count rows for a pass, so many at a time as stay in the processor's cache."""
-    for start in range(0, len(rows), _PART_ROWS):
-        wanted.count(rows.slice(start, start + _PART_ROWS), into=counts)
-
-
-def keeps_in_parts(choice: Choice, rows: LossRows) -> Mask:
-    """Return which rows a choice keeps; bool, shape (n,)."""
-    starts = range(0, len(rows), _PART_ROWS)
-    parts = [choice.keeps(rows.slice(start, start + _PART_ROWS)) for start in starts]
-    return np.concatenate([np.zeros(0, bool), *parts])
-
-
-def plan_rows(
-    method: LossSelector,
-    losses: npt.ArrayLike,
-    *,
-    epoch: int,
-    scored: npt.ArrayLike | None = None,
-    ids: npt.ArrayLike | None = None,
-    nonfinite: NonFinite = "fail",
-) -> Selection:
-    """Select rows of one array; see `SeTa.plan`."""
-    rows = _checked(losses, scored, ids, nonfinite)
-    compiled_kernels(len(rows))  # loaded here where they pay, they count small parts too
-    search = method.search(epoch, len(rows))
-    parts = [rows.slice(a, a + _PART_ROWS) for a in range(0, len(rows), _PART_ROWS)]
-    while search.next is not None:
-        counts = np.zeros(search.next.shape, np.int64)
-        for part in parts:
-            search.next.count(part, into=counts)
-        search.narrow(counts)
-    choice = search.choice
-    kept = np.concatenate(
-        [np.flatnonzero(choice.keeps(p)) + k * _PART_ROWS for k, p in enumerate(parts)]
-    )
-    weights = None
-    if choice.weighted:
-        mask = rows.scored_mask[kept]
-        weights = choice.weights(LossRows(rows.ids[kept], rows.losses[kept], mask))
-    return Selection(kept.astype(np.uint64), weights, choice.report)
-
-
-def _checked(losses: Any, scored: Any, ids: Any, nonfinite: NonFinite) -> LossRows:
-    values = np.asarray(losses)
-    if values.ndim != 1:
-        raise SelectionError(
-            f"Expected one loss a row, shape (n,), found shape {values.shape}. Compute them with "
-            "reduction='none'."
-        )
-    if not len(values):
-        raise SelectionError("There are no rows to select from: the dataset is empty.")
-    if values.dtype.kind != "f":
-        raise SelectionError(f"Losses must be floats, found {values.dtype}.")
-    mask = None if scored is None else np.asarray(scored)
-    rows = np.arange(len(values), dtype=np.uint64) if ids is None else np.asarray(ids, np.uint64)
-    for name, given in (("scored", mask), ("ids", rows)):
-        if given is not None and given.shape != values.shape:
-            raise SelectionError(
-                f"Expected '{name}' of shape {values.shape}, as the losses, found {given.shape}."
-            )
-    if mask is not None and mask.dtype != bool:
-        raise SelectionError(f"'scored' must be booleans, found {mask.dtype}.")
-    single = values.astype(np.float32, copy=False)
-    return LossRows(rows, single, scored_rows(single, mask, rows, nonfinite))
-
-
-def scored_rows(losses: F32, scored: Mask | None, ids: U64, nonfinite: NonFinite) -> Mask | None:
-    """Return which rows have a finite loss; None: all.
-
-    Raises
-    ------
-    SelectionError
-        Where one has a loss that is NaN or infinite, and `nonfinite` is ``'fail'``.
-    """
-    finite = np.isfinite(losses)
-    usable: Mask = finite if scored is None else finite & scored
-    bad = ~finite if scored is None else scored & ~finite
-    if nonfinite == "fail" and bad.any():
-        count = int(bad.sum())
-        raise SelectionError(
-            f"{count:,} row{'s have' if count > 1 else ' has'} a loss that is NaN or infinite: "
-            f"{examples(ids[bad])}. Find out why, or let such rows take part always with "
-            "nonfinite='keep'."
-        )
-    return None if usable.all() else usable
-
-
-def check_epoch(epoch: int, epochs: int) -> None:
-    """Raise `ParameterError` unless an epoch is one of the training's."""
-    if not 0 <= epoch < epochs:
-        raise ParameterError(
-            f"The 'epoch' must be an int in the range [0, {epochs}), the training's epochs. "
-            f"Got {epoch!r} instead."
-        )

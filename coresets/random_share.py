@@ -14,11 +14,9 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
 from .loss_search import (
@@ -29,8 +27,8 @@ from .loss_search import (
     LossPass,
     LossRows,
     Mask,
-    plan_rows,
 )
+from .loss_selector import LossSelector
 
 __all__ = ["RandomShare", "RandomShareSearch", "RandomShareSettings"]
 
@@ -46,7 +44,7 @@ class RandomShareSettings:
 
 
 @parameters
-class RandomShare(RandomShareSettings):
+class RandomShare(RandomShareSettings, LossSelector):
     """Parameters of a random share."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
@@ -54,20 +52,6 @@ class RandomShare(RandomShareSettings):
     def search(self, epoch: int, rows: int) -> RandomShareSearch:
         """Return the passes over `rows` rows in parts that lead to an epoch's selection."""
         return RandomShareSearch(self, epoch, rows)
-
-    def plan(
-        self,
-        losses: npt.ArrayLike,
-        *,
-        epoch: int,
-        scored: npt.ArrayLike | None = None,
-        ids: npt.ArrayLike | None = None,
-    ) -> Selection:
-        """Select an epoch's rows; the losses only say how many there are.
-
-        Parameters, errors and result are those of `SeTa.plan`.
-        """
-        return plan_rows(self, losses, epoch=epoch, scored=scored, ids=ids, nonfinite="keep")
 
 
 class RandomShareSearch:

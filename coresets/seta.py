@@ -39,12 +39,10 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from ..dataplane.errors import ParameterError
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import Selection
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
 from .loss_groups import LossGroups, groups_1d
@@ -58,9 +56,8 @@ from .loss_search import (
     LossRows,
     Mask,
     NonFinite,
-    check_epoch,
-    plan_rows,
 )
+from .loss_selector import LossSelector, check_epoch
 
 __all__ = ["SeTa", "SeTaSearch", "SeTaSettings"]
 
@@ -112,7 +109,7 @@ class SeTaSettings:
 
 
 @parameters
-class SeTa(SeTaSettings):
+class SeTa(SeTaSettings, LossSelector):
     """Parameters of SeTa."""
 
     epochs: Annotated[int, Field(ge=1, description="epochs of the whole training")] = 40
@@ -127,44 +124,6 @@ class SeTa(SeTaSettings):
         """Return the passes over `rows` rows in parts that lead to an epoch's selection."""
         check_epoch(epoch, self.epochs)
         return SeTaSearch(self, epoch, rows)
-
-    def plan(
-        self,
-        losses: npt.ArrayLike,
-        *,
-        epoch: int,
-        scored: npt.ArrayLike | None = None,
-        ids: npt.ArrayLike | None = None,
-    ) -> Selection:
-        """Select an epoch's rows.
-
-        Parameters
-        ----------
-        losses : float, shape (n,)
-            The last loss of each row; taken as float32.
-        epoch : int
-            From 0, below `epochs`.
-        scored : bool, shape (n,), optional
-            Which rows have a loss; all when None.
-        ids : uint64, shape (n,), optional
-            Row ids, by which rows are drawn; positions when None.
-
-        Returns
-        -------
-        Selection
-            Positions, ascending; weights where they are ``"unbiased"``; a report of the groups
-            (rows, mean loss), the window, and what was kept.
-
-        Raises
-        ------
-        SelectionError
-            Where there are no rows, shapes differ, or a loss is NaN or infinite.
-        ParameterError
-            Where the epoch is not one of the training's.
-        """
-        return plan_rows(
-            self, losses, epoch=epoch, scored=scored, ids=ids, nonfinite=self.nonfinite
-        )
 
 
 def window_size(groups: int, scale: float) -> int:

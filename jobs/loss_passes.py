@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..coresets.loss_search import Choice as RowChoice
-from ..coresets.loss_search import LossRows, LossSelector, count_in_parts
+from ..coresets.loss_search import LossRows
+from ..coresets.loss_selector import LossSelector, count_in_parts
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.row_column import CHUNK_ROWS

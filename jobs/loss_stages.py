@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ..coresets.loss_search import LossRows, LossSelector, NonFinite, keeps_in_parts
+from ..coresets.loss_search import LossRows, NonFinite
+from ..coresets.loss_selector import LossSelector, keeps_in_parts
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
