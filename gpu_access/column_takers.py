@@ -276,8 +276,8 @@ class RunsTaker(_Taker):
         if column.bits is not None:
             raise ColumnTypeError(f"Column '{column.name}': lists of bits are not mapped.")
         share(
-            lambda start, stop: found.loops.copy_runs(
-                found.chunk, begin, ends, column.values, size, target, start, stop
+            lambda turns: found.loops.copy_runs(
+                found.chunk, begin, ends, column.values, size, target, turns
             ),
             len(found),
             len(raw) / max(1, len(found)),

@@ -80,6 +80,25 @@ def _mover(width):
 _move_4, _move_8, _move_16, _move_32, _move_64 = (_mover(width) for width in (4, 8, 16, 32, 64))
 
 
+@intrinsic
+def _add_to(typingctx, array, place, value):
+    """Add to a number of an int64 array, as one step for all threads; return what it was."""
+
+    def codegen(context, builder, signature, args):
+        numbers = context.make_array(signature.args[0])(context, builder, args[0])
+        where = builder.gep(numbers.data, [args[1]])
+        return builder.atomic_rmw("add", where, args[2], "acq_rel")
+
+    return types.int64(array, types.int64, types.int64), codegen
+
+
+@njit(cache=True, inline="always")
+def _take_turn(turns):
+    """Return the rows (start, stop) that are next to be copied; none where start is not less."""
+    start = _add_to(turns, 0, turns[2])
+    return start, min(start + turns[2], turns[1])
+
+
 def _value_at(bits):
     """Make what reads an integer of so many bits at an address."""
     kind = {8: types.uint8, 32: types.int32, 64: types.int64}[bits]
@@ -200,8 +219,20 @@ def _step(target, source, then):
 
 
 @njit(cache=True, nogil=True)
-def copy_rows(source, row_bytes, out, start, stop):
-    """Copy rows start…stop−1 of a request from their addresses to ``out + i · row_bytes``."""
+def copy_rows(source, row_bytes, out, turns):
+    """Copy rows of a request from their addresses to ``out + i · row_bytes``, turn by turn.
+
+    `turns` is that of `sharing`.
+    """
+    start, stop = _take_turn(turns)
+    while start < stop:
+        _copy_rows(source, row_bytes, out, start, stop)
+        _add_to(turns, 3, stop - start)
+        start, stop = _take_turn(turns)
+
+
+@njit(cache=True, nogil=True)
+def _copy_rows(source, row_bytes, out, start, stop):
     size = np.uint64(row_bytes)
     for i in range(start, min(start + _AHEAD, stop)):
         _ask_for(source[i], size)
@@ -236,25 +267,29 @@ def _copier(row_bytes):
     """Make `copy_rows` for one width, a multiple of a line: a tenth faster, as it is unrolled."""
 
     @njit(cache=True, nogil=True)
-    def copy(source, out, start, stop):
-        target = out + np.uint64(start * row_bytes)
-        for i in range(start, stop):
-            then, row = source[min(i + _AHEAD, stop - 1)], source[i]
-            _prefetch(source[min(i + _FAR, stop - 1)])
-            for at in range(0, row_bytes, _LINE):
-                step = np.uint64(at)
-                _step(target + step, row + step, then + step)
-            target += np.uint64(row_bytes)
+    def copy(source, out, turns):
+        start, stop = _take_turn(turns)
+        while start < stop:
+            target = out + np.uint64(start * row_bytes)
+            for i in range(start, stop):
+                then, row = source[min(i + _AHEAD, stop - 1)], source[i]
+                _prefetch(source[min(i + _FAR, stop - 1)])
+                for at in range(0, row_bytes, _LINE):
+                    step = np.uint64(at)
+                    _step(target + step, row + step, then + step)
+                target += np.uint64(row_bytes)
+            _add_to(turns, 3, stop - start)
+            start, stop = _take_turn(turns)
 
     return copy
 
 
 @functools.cache
 def row_copier(row_bytes):
-    """Return (source, out, start, stop) → None, which copies rows of a width."""
+    """Return (source, out, turns) → None, which copies rows of a width."""
     if row_bytes % _LINE == 0 and 0 < row_bytes <= _UNROLLED:
         return _copier(row_bytes)
-    return lambda source, out, start, stop: copy_rows(source, row_bytes, out, start, stop)
+    return lambda source, out, turns: copy_rows(source, row_bytes, out, turns)
 
 
 @njit(cache=True, nogil=True)
@@ -332,19 +367,23 @@ def read_offsets(chunk, offset, offsets, wide, items, begin, ends):
 
 
 @njit(cache=True, nogil=True)
-def copy_runs(chunk, begin, ends, addresses, item_bytes, out, start, stop):
-    """Copy the items of rows start…stop−1 of a request behind one another, a copy a row."""
+def copy_runs(chunk, begin, ends, addresses, item_bytes, out, turns):
+    """Copy the items of a request's rows behind one another, turn by turn, a copy a row."""
     size = np.uint64(item_bytes)
-    for i in range(start, stop):
-        ahead = i + _AHEAD
-        if ahead < stop:
-            length = np.uint64(ends[ahead + 1] - ends[ahead]) * size
-            _ask_for(addresses[chunk[ahead]] + np.uint64(begin[ahead]) * size, length)
-        _copy_run(
-            out + np.uint64(ends[i]) * size,
-            addresses[chunk[i]] + np.uint64(begin[i]) * size,
-            np.uint64(ends[i + 1] - ends[i]) * size,
-        )
+    start, stop = _take_turn(turns)
+    while start < stop:
+        for i in range(start, stop):
+            ahead = i + _AHEAD
+            if ahead < stop:
+                length = np.uint64(ends[ahead + 1] - ends[ahead]) * size
+                _ask_for(addresses[chunk[ahead]] + np.uint64(begin[ahead]) * size, length)
+            _copy_run(
+                out + np.uint64(ends[i]) * size,
+                addresses[chunk[i]] + np.uint64(begin[i]) * size,
+                np.uint64(ends[i + 1] - ends[i]) * size,
+            )
+        _add_to(turns, 3, stop - start)
+        start, stop = _take_turn(turns)
 
 
 # Whoever imports this is about to gather. What numba loads before its first call (a quarter of a

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,12 +61,13 @@ def point_in_table(ids: I64, rows: int, address: Any, stride: Any, source: U64) 
     return -1
 
 
-def row_copier(row_bytes: int) -> Callable[[U64, Any, int, int], None]:
-    """Return (source, out, start, stop) → None, which copies rows of a width."""
+def row_copier(row_bytes: int) -> Callable[[U64, Any, I64], None]:
+    """Return (source, out, turns) → None, which copies rows of a width."""
 
-    def copy(source: U64, out: Any, start: int, stop: int) -> None:
-        rows = b"".join([ctypes.string_at(a, row_bytes) for a in source[start:stop].tolist()])
-        ctypes.memmove(int(out) + start * row_bytes, rows, len(rows))
+    def copy(source: U64, out: Any, turns: I64) -> None:
+        for start, stop in _turns(turns):
+            rows = b"".join([ctypes.string_at(a, row_bytes) for a in source[start:stop].tolist()])
+            ctypes.memmove(int(out) + start * row_bytes, rows, len(rows))
 
     return copy
 
@@ -123,20 +124,24 @@ def read_offsets(
 
 
 def copy_runs(
-    chunk: I64,
-    begin: I64,
-    ends: I64,
-    addresses: U64,
-    item_bytes: int,
-    out: Any,
-    start: int,
-    stop: int,
+    chunk: I64, begin: I64, ends: I64, addresses: U64, item_bytes: int, out: Any, turns: I64
 ) -> None:
-    """Copy the items of rows start…stop−1 of a request behind one another, a copy a row."""
+    """Copy the items of a request's rows behind one another, turn by turn, a copy a row."""
     source = addresses[chunk] + begin.view(np.uint64) * np.uint64(item_bytes)
-    runs = zip(source[start:stop].tolist(), np.diff(ends[start : stop + 1]).tolist(), strict=True)
-    items = b"".join([ctypes.string_at(a, n * item_bytes) for a, n in runs])
-    ctypes.memmove(int(out) + int(ends[start]) * item_bytes, items, len(items))
+    for start, stop in _turns(turns):
+        sizes = np.diff(ends[start : stop + 1]) * item_bytes
+        runs = zip(source[start:stop].tolist(), sizes.tolist(), strict=True)
+        items = b"".join([ctypes.string_at(a, n) for a, n in runs])
+        ctypes.memmove(int(out) + int(ends[start]) * item_bytes, items, len(items))
+
+
+def _turns(turns: I64) -> Iterator[tuple[int, int]]:
+    """Yield rows (start, stop) to copy, as long as there are any; under Python's lock."""
+    while turns[0] < turns[1]:
+        start, stop = int(turns[0]), int(min(turns[0] + turns[2], turns[1]))
+        turns[0] += turns[2]
+        yield start, stop
+        turns[3] += stop - start
 
 
 def _bits(address: Any, first: Any, count: Any) -> U8:

@@ -108,4 +108,4 @@ def addresses_of(found: Found, addresses: U64, row_bytes: int) -> U64:
 def copy_from(source: U64, row_bytes: int, target: int, threads: int | None, loops: Any) -> None:
     """Copy rows from their addresses to one address, side by side."""
     copy, out = loops.row_copier(row_bytes), np.uint64(target)
-    share(lambda start, stop: copy(source, out, start, stop), len(source), row_bytes, threads)
+    share(lambda turns: copy(source, out, turns), len(source), row_bytes, threads)

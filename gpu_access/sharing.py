@@ -1,25 +1,33 @@
 """Work that is shared between threads while there are cores for it.
 
 A copy of some megabytes takes less than a time slice, so a thread that has to wait for a core must
-not be waited for. Work is cut into pieces that whoever is free takes next; a helper that has not
-begun when they are all taken is called off. On an idle machine all threads share; on a busy one the
-caller does it alone.
+not be waited for. Rows are dealt out in *turns*: whoever is free takes the next one, in compiled
+code that knows no Python; a helper that comes when all were taken does nothing. On an idle machine
+all threads share; on a busy one the caller does it alone.
+
+``turns`` is an int64 array: the next row, the number of rows, rows a turn, rows that are done.
 """
 
 from __future__ import annotations
 
 import os
+import queue
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from ..dataplane.errors import ParameterError
 
-__all__ = ["gather_threads", "share"]
+__all__ = ["Turns", "gather_threads", "share"]
 
-_PIECE = 256 << 10  # bytes
+Turns: TypeAlias = npt.NDArray[np.int64]
+
+_PIECE = 256 << 10  # bytes of a turn
 _ALONE = 5 << 20  # bytes that one thread copies about as soon as two that must first meet
-
-_helpers: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def gather_threads(given: int | None = None) -> int:
@@ -47,37 +55,64 @@ def _cores() -> range | set[int]:
 
 
 def share(
-    work: Callable[[int, int], None], rows: int, row_bytes: float, threads: int | None = None
+    work: Callable[[Turns], None], rows: int, row_bytes: float, threads: int | None = None
 ) -> None:
-    """Call ``work(start, stop)`` over all rows, each once, on up to so many threads.
+    """Call ``work(turns)`` on up to so many threads, until each row had its turn.
 
     By default they are as many as `gather_threads` says.
     """
-    if rows * row_bytes <= _ALONE:
-        work(0, rows)
-        return
-    threads = threads or gather_threads()
-    if threads == 1 or rows < threads:
-        work(0, rows)
-        return
-    step = max(1, int(_PIECE // max(1, row_bytes)))
-    starts = iter(range(0, rows, step))  # threads take turns at it
-
-    def take_pieces() -> None:
-        for start in starts:
-            work(start, min(start + step, rows))
-
-    helpers = _pool(threads - 1)
-    futures = [helpers.submit(take_pieces) for _ in range(threads - 1)]
-    take_pieces()
-    for future in futures:
-        if not future.cancel():
-            future.result()
+    if rows * row_bytes > _ALONE:
+        threads = threads or gather_threads()
+        if threads > 1:
+            _share(work, rows, max(1, int(_PIECE // max(1, row_bytes))), threads)
+            return
+    work(np.array([0, rows, rows, 0]))
 
 
-def _pool(count: int) -> ThreadPoolExecutor:
+def _share(work: Callable[[Turns], None], rows: int, step: int, threads: int) -> None:
+    turns, failed = np.array([0, rows, step, 0]), queue.SimpleQueue[BaseException]()
+    helpers = _helpers_of_process()
+    helpers.ask(threads - 1, work, turns, failed)
+    work(turns)
+    while turns[3] < rows:  # a helper is at its last turn
+        if not failed.empty():
+            raise failed.get()
+        time.sleep(0)
+
+
+class _Helpers:
+    """Threads of this process that wait for work."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._asked: queue.SimpleQueue[tuple[Callable[[Turns], None], Turns, Any]]
+        self._asked = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, count: int, work: Callable[[Turns], None], turns: Turns, failed: Any) -> None:
+        while len(self._threads) < count:
+            thread = threading.Thread(target=self._help, name="batchloom-gather", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        for _ in range(count):
+            self._asked.put((work, turns, failed))
+
+    def _help(self) -> None:
+        while True:
+            work, turns, failed = self._asked.get()
+            try:
+                work(turns)
+            except BaseException as error:
+                failed.put(error)
+            del work, turns, failed  # nothing of a request is held until the next one
+
+
+_helpers = _Helpers()
+
+
+def _helpers_of_process() -> _Helpers:
     """Return this process's helpers; a forked child has none of its parent's."""
     global _helpers
-    if _helpers is None or _helpers[0] != os.getpid() or _helpers[1] < count:
-        _helpers = os.getpid(), count, ThreadPoolExecutor(count, "batchloom-gather")
-    return _helpers[2]
+    if _helpers.process != os.getpid():
+        _helpers = _Helpers()
+    return _helpers

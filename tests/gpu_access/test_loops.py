@@ -89,13 +89,15 @@ def test_rows_of_a_table(ids, rows, dtype):
 @given(width=WIDTHS, seed=st.integers(0, 999))
 def test_rows_are_copied(width, seed):
     chunks = Chunks(seed, width)
-    start = int(chunks.draw.integers(0, len(chunks) + 1))
+    start, step = int(chunks.draw.integers(0, len(chunks) + 1)), int(chunks.draw.integers(1, 9))
 
     def copy(loops):
         source = np.zeros(len(chunks), np.uint64)
         loops.point_at(chunks.chunk, chunks.offset, chunks.addresses, width, source)
         out = np.zeros((len(chunks), width), np.uint8)
-        loops.row_copier(width)(source, np.uint64(out.ctypes.data), start, len(chunks))
+        turns = np.array([start, len(chunks), step, start])
+        loops.row_copier(width)(source, np.uint64(out.ctypes.data), turns)
+        assert turns[3] == len(chunks)
         return source, out
 
     _, out = both(copy)
@@ -170,7 +172,9 @@ def test_runs(wide, item, bad, seed):
             return (first,)
         out = np.zeros(int(ends[-1]) * item, np.uint8)
         target = np.uint64(out.ctypes.data)
-        loops.copy_runs(chunks.chunk, begin, ends, addresses, item, target, 0, n)
+        loops.copy_runs(
+            chunks.chunk, begin, ends, addresses, item, target, np.array([0, n, 1 + seed % 9, 0])
+        )
         return first, begin, ends, out
 
     first, *rest = both(read)

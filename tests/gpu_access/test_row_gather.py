@@ -4,12 +4,14 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from batchloom.dataplane.errors import ParameterError, RowIdError
 from batchloom.dataplane.mapped import ColumnChunks
+from batchloom.gpu_access import cpu_kernels
 from batchloom.gpu_access.buffers import BufferPool, host_buffer
 from batchloom.gpu_access.row_gather import gather_rows
 from batchloom.gpu_access.sharing import gather_threads, share
@@ -140,6 +142,24 @@ def test_unused_buffers_are_limited():
 # --- threads --------------------------------------------------------------------------------------
 
 
+def in_turns(work):
+    """Return what takes turns in Python as kernels do, and calls work(start, stop)."""
+    lock = threading.Lock()
+
+    def take(turns):
+        while True:
+            with lock:
+                start, stop = int(turns[0]), int(min(turns[0] + turns[2], turns[1]))
+                turns[0] += turns[2]
+            if start >= stop:
+                return
+            work(start, stop)
+            with lock:
+                turns[3] += stop - start
+
+    return take
+
+
 def test_every_row_once_whoever_takes_it():
     seen = np.zeros(10_000, int)
 
@@ -148,25 +168,60 @@ def test_every_row_once_whoever_takes_it():
 
     for threads in (1, 2, 4):
         seen[:] = 0
-        share(work, len(seen), 1000, threads)
+        share(in_turns(work), len(seen), 1000, threads)
         assert (seen == 1).all()
 
 
+@pytest.mark.parametrize("width", [4, 64, 72, 8192])
+def test_kernels_take_each_turn_once(width):
+    """Two threads deal out a thousand turns between them."""
+    array = np.random.default_rng(0).integers(0, 256, (5000, width), np.uint8)
+    ids = np.random.default_rng(1).integers(0, 5000, 1000)
+    source = (array.ctypes.data + ids * width).astype(np.uint64)
+    copy = cpu_kernels.row_copier(width)
+    for _ in range(20):
+        out, turns = np.zeros((1000, width), np.uint8), np.array([0, 1000, 1, 0])
+        work = (source, np.uint64(out.ctypes.data), turns)
+        other = threading.Thread(target=copy, args=work)
+        other.start()
+        copy(*work)
+        other.join()
+        assert turns[3] == 1000
+        assert np.array_equal(out, array[ids])
+
+
 def test_helper_that_gets_no_core_is_not_waited_for():
-    """A helper that has not begun when all pieces are taken is called off."""
+    """A helper that comes when all turns are taken does nothing, and nobody waits for it."""
     from batchloom.gpu_access import sharing
 
-    release = threading.Event()
-    blockers = [sharing._pool(1).submit(release.wait) for _ in range(8)]  # all helpers are busy
+    helpers, release, held = sharing._helpers_of_process(), threading.Event(), []
+    helpers.ask(8, lambda _: held.append(release.wait()), np.zeros(4, int), None)
     try:
         done = []
-        share(lambda start, stop: done.append((start, stop)), 8000, 1000, 2)
+        share(in_turns(lambda start, stop: done.append((start, stop))), 8000, 1000, 2)
         assert len(done) > 1
         assert sum(stop - start for start, stop in done) == 8000
     finally:
         release.set()
-        for blocker in blockers:
-            blocker.result()
+    end = time.monotonic() + 20
+    while len(held) < 8 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(held) == 8
+
+
+def test_error_of_a_helper_is_raised():
+    caller, took = threading.current_thread(), threading.Event()
+
+    def work(turns):
+        if threading.current_thread() is caller:
+            assert took.wait(20)  # nothing is left for the caller
+            return
+        turns[0] = turns[1]
+        took.set()
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        share(work, 8000, 1000, 2)
 
 
 def test_number_of_threads(monkeypatch):
