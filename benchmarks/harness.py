@@ -17,9 +17,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import psutil
 __all__ = [
     "Cost",
     "Finished",
+    "PeakOfChildren",
     "Row",
     "best",
     "children_cpu",
@@ -219,6 +221,27 @@ def peak_rss() -> int:
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
+
+
+class PeakOfChildren:
+    """The largest resident set of any child process while a block runs, in bytes; looked for."""
+
+    def __enter__(self) -> PeakOfChildren:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    self.bytes = max(self.bytes, child.memory_info().rss)
 
 
 def evict(folder: Path) -> bool:

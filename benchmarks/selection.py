@@ -36,6 +36,7 @@ from batchloom.jobs.seta import SeTaSelect
 from batchloom.jobs.stages import PlanState
 from batchloom.jobs.work import work_folder
 from harness import (
+    PeakOfChildren,
     Row,
     best,
     interleaved,
@@ -43,6 +44,7 @@ from harness import (
     median,
     run_benchmark,
     run_fresh,
+    run_process,
     run_steps,
 )
 
@@ -190,6 +192,37 @@ def from_fragments(folder: Path, quick: bool, rows: list[Row]) -> None:
     )
 
 
+# --- more rows than fit ---------------------------------------------------------------------------
+
+
+def a_billion(folder: Path, quick: bool, rows: list[Row]) -> None:
+    """Plan an epoch of a billion rows, with one worker and a budget of 2 GiB."""
+    files, per_file = 100, 200_000 if quick else 10_000_000
+    data = folder / "billion"
+    data.mkdir()
+    for number in range(files):
+        losses = np.random.default_rng(number).lognormal(-1.5, 1.6, per_file).astype(np.float32)
+        table = pa.table({"loss": losses})
+        path = data / f"part-{number}.parquet"
+        pq.write_table(table, path, compression="none", use_dictionary=False)
+    program = Path(sys.executable).with_name("batchloom")
+    options = ["--set", "column=loss", "--set", "training_epochs=10", "--batch-size", "1024"]
+    options += ["--epochs", "2:3", "--form", "recipe", "--workers", "1", "--memory", "2GiB"]
+    with PeakOfChildren() as peak:
+        done = run_process([program, "plan", "seta", data, "--out", folder / "plan", *options])
+    size = sum(p.stat().st_size for p in (folder / "plan").rglob("*") if p.is_file())
+    rows.append(
+        Row(
+            f"SeTa, {files * per_file / 1e6:,.0f} M rows from {files} files, by the CLI",
+            f"{done.cpu:.0f} CPU s, wall {done.wall:.0f} s, {size / 2**20:.0f} MiB",
+            "budget 2 GiB",
+            f"{peak.bytes / 2**20:.0f} MiB a process",
+            "≤ 1 GiB",
+            peak.bytes <= 1 << 30,
+        )
+    )
+
+
 # --- how good the groups are ----------------------------------------------------------------------
 
 
@@ -316,6 +349,7 @@ def run(folder: Path, quick: bool) -> list[Row]:
         [
             ("a plan in memory", partial(in_memory, quick, rows)),
             ("from fragments", partial(from_fragments, folder, quick, rows)),
+            ("a billion rows", partial(a_billion, folder, quick, rows)),
             ("groups", partial(groups, quick, rows)),
             ("signals", partial(signals, folder, quick, rows)),
         ]
