@@ -1,3 +1,9 @@
+from .budgets import apportion as apportion
+from .budgets import small_sources as small_sources
+from .budgets import source_budgets as source_budgets
+from .colm import CoLM as CoLM
+from .facility_location import FacilityLocation as FacilityLocation
+from .facility_location import facility_location as facility_location
 from .hard_batches import HardBatches as HardBatches
 from .importance import Importance as Importance
 from .infobatch import InfoBatch as InfoBatch
