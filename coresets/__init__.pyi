@@ -4,6 +4,11 @@ from .budgets import source_budgets as source_budgets
 from .colm import CoLM as CoLM
 from .facility_location import FacilityLocation as FacilityLocation
 from .facility_location import facility_location as facility_location
+from .gradients import Moments as Moments
+from .gradients import keep_largest as keep_largest
+from .gradients import last_layer_gradients as last_layer_gradients
+from .gradients import per_sample_gradients as per_sample_gradients
+from .gradients import spsa_probes as spsa_probes
 from .hard_batches import HardBatches as HardBatches
 from .importance import Importance as Importance
 from .infobatch import InfoBatch as InfoBatch

@@ -89,6 +89,7 @@ class Stream(IntEnum):
     HOME_ORDER = 14
     RANDOM_SHARE = 15
     IMPORTANCE = 16
+    PROBE = 17
 
 
 def _mix(x: int) -> int:
