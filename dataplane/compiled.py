@@ -12,13 +12,13 @@ from typing import Any
 __all__ = ["compiled_kernels"]
 
 _COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
+_COMPILED_WITH_NUMBA = 4_096  # numba is there, its kernels are not: milliseconds
 _COMPILED_ONCE_LOADED = 128
 
 
 def compiled_kernels(size: int) -> Any:
     """Return the module of compiled kernels where it pays for an input of `size`, else None."""
-    loaded = f"{__package__}.kernels" in sys.modules
-    if size < (_COMPILED_ONCE_LOADED if loaded else _COMPILED_FROM):
+    if size < _worth_compiling():
         return None
     if os.environ.get("BATCHLOOM_NUMBA") == "0":
         return None
@@ -27,3 +27,10 @@ def compiled_kernels(size: int) -> Any:
     except ImportError:
         return None
     return kernels
+
+
+def _worth_compiling() -> int:
+    """Return from which size on the compiled form is as fast, given what is loaded already."""
+    if f"{__package__}.kernels" in sys.modules:
+        return _COMPILED_ONCE_LOADED
+    return _COMPILED_WITH_NUMBA if "numba" in sys.modules else _COMPILED_FROM

@@ -209,19 +209,25 @@ class LossSampler(Sampler[list[int]]):
     def _indices(self, chosen: Chosen, first: int, run: object) -> Iterator[list[int]]:
         world = self._ranks
         for step, rows in enumerate(self._rows_of(chosen, first), start=first):
-            one, size = np.array([0, 1]), np.array([len(rows)])
-            share = share_steps("sliceable", size, one, world.rank, world.world_size)
-            mine: list[int] = rows[int(share.start[0]) : int(share.stop[0])].tolist()
-            if len(rows) < world.world_size and world.on_uneven == "error":
-                raise WorldSizeError(
-                    f"Step {step} of epoch {chosen.epoch} has {len(rows)} rows, which "
-                    f"{world.world_size} ranks cannot share; use drop_last=True or on_uneven='pad'."
-                )
-            if share.pad[0]:
-                self._pads.update(mine)
+            mine: list[int] = (rows if world.world_size == 1 else self._share(step, rows)).tolist()
             if run is self._run:
                 self._next, self._loaded = step + 1, False
             yield mine
+
+    def _share(self, step: int, rows: I64) -> I64:
+        """Return this rank's rows of a step."""
+        world = self._ranks
+        one, size = np.array([0, 1]), np.array([len(rows)])
+        share = share_steps("sliceable", size, one, world.rank, world.world_size)
+        mine = rows[int(share.start[0]) : int(share.stop[0])]
+        if len(rows) < world.world_size and world.on_uneven == "error":
+            raise WorldSizeError(
+                f"Step {step} of epoch {self._planned().epoch} has {len(rows)} rows, which "
+                f"{world.world_size} ranks cannot share; use drop_last=True or on_uneven='pad'."
+            )
+        if share.pad[0]:
+            self._pads.update(mine.tolist())
+        return mine
 
     def weights(self, rows: Any) -> torch.Tensor:
         """Return the weights of rows of this epoch, as this rank trains on them.
