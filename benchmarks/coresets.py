@@ -135,9 +135,8 @@ _WHOLE = """
 import json, time
 import numpy as np
 from batchloom.coresets import facility_location
-from coresets import WIDTH, some_rows
 from harness import peak_rss
-x = some_rows("orthogonal", 10_000, WIDTH)
+x = np.random.default_rng(0).standard_normal((10_000, 2560), dtype=np.float32)
 facility_location(x[:64], 8)
 start, cpu = time.perf_counter(), time.process_time()
 facility_location(x, 1000)
