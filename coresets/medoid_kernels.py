@@ -23,24 +23,30 @@ def _gain(far, near, weight):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
-def _sink(heap, bound, size, at):  # type: ignore[no-untyped-def]
-    """Move an entry of a heap down to where its bound belongs."""
-    entry = heap[at]
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and _before(heap[child + 1], heap[child], bound):
-            child += 1
-        if not _before(heap[child], entry, bound):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = entry
-
-
 @njit(cache=True, inline="always")
-def _before(a, b, bound):  # type: ignore[no-untyped-def]
-    return bound[a] > bound[b] or (bound[a] == bound[b] and a < b)
+def _sink(bounds, heap, size, at, bound, entry):  # type: ignore[no-untyped-def]
+    """Put an entry of a heap at a place, or below it where its bound belongs; the larger first."""
+    child = 2 * at + 1
+    while child < size:
+        other = child + 1
+        if other < size and (
+            bounds[other] > bounds[child]
+            or (bounds[other] == bounds[child] and heap[other] < heap[child])
+        ):
+            child = other
+        if bounds[child] < bound or (bounds[child] == bound and heap[child] > entry):
+            break
+        bounds[at], heap[at] = bounds[child], heap[child]
+        at, child = child, 2 * child + 1
+    bounds[at], heap[at] = bound, entry
+
+
+@njit(cache=True, nogil=True)
+def _come_near(far, near, owner, number):  # type: ignore[no-untyped-def]
+    """Note who is nearer to a new choice; each entry is written, so that it is vectorised."""
+    for i in range(near.size):
+        owner[i] = number if far[i] < near[i] else owner[i]
+        near[i] = far[i] if far[i] < near[i] else near[i]
 
 
 @njit(cache=True, nogil=True)
@@ -50,28 +56,23 @@ def greedy(far, weight, farthest, picks, gains, owner, near):  # type: ignore[no
     Lazily: a gain only falls from round to round, so one that was computed earlier is a bound, and
     only those that come first by their bounds are computed anew (Minoux, 1978).
     """
-    candidates, k = far.shape[0], picks.size
+    size, k = far.shape[0], picks.size
     near[:] = farthest
-    bound, fresh = np.empty(candidates), np.zeros(candidates, np.int64)
-    heap = np.arange(candidates)
-    for j in range(candidates):
-        bound[j] = _gain(far[j], near, weight)
-    size = candidates
+    fresh, heap, bounds = np.zeros(size, np.int64), np.arange(size), np.empty(size)
+    for j in range(size):
+        bounds[j] = _gain(far[j], near, weight)
     for at in range(size // 2 - 1, -1, -1):
-        _sink(heap, bound, size, at)
+        _sink(bounds, heap, size, at, bounds[at], heap[at])
     for number in range(k):
         while fresh[heap[0]] != number:
             j = heap[0]
-            bound[j], fresh[j] = _gain(far[j], near, weight), number
-            _sink(heap, bound, size, 0)
+            fresh[j] = number
+            _sink(bounds, heap, size, 0, _gain(far[j], near, weight), j)
         pick = heap[0]
-        picks[number], gains[number] = pick, bound[pick]
+        picks[number], gains[number] = pick, bounds[0]
         size -= 1
-        heap[0] = heap[size]
-        _sink(heap, bound, size, 0)
-        for i in range(near.size):
-            if far[pick, i] < near[i]:
-                near[i], owner[i] = far[pick, i], number
+        _sink(bounds, heap, size, 0, bounds[size], heap[size])
+        _come_near(far[pick], near, owner, number)
 
 
 @njit(cache=True, nogil=True)
