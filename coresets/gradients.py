@@ -349,6 +349,7 @@ def keep_largest(features: npt.ArrayLike, sources: npt.ArrayLike, h: int) -> F32
     Parameters
     ----------
     features : float, shape (n, d)
+        Rows that are not finite do not count for the mean.
     sources : shape (n,)
     h : int
         At least 1; all dimensions where it is d or more. Ties go to the lowest.
@@ -366,10 +367,10 @@ def keep_largest(features: npt.ArrayLike, sources: npt.ArrayLike, h: int) -> F32
         )
     if h < 1:
         raise ParameterError(f"The 'h' parameter must be an int in the range [1, inf). Got {h}.")
-    found = values.copy()
+    found, finite = values.copy(), np.isfinite(values).all(axis=1)
     if h < values.shape[1]:
-        for name in np.unique(names):
-            mine = names == name
+        for name in np.unique(names[finite]):
+            mine = (names == name) & finite
             size = np.abs(values[mine].mean(axis=0, dtype=np.float64))
             found[np.ix_(mine, np.argsort(-size, kind="stable")[h:])] = 0
     return found

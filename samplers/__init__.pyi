@@ -2,6 +2,9 @@ from .batch import Batch as Batch
 from .batch_sampler import ManifestBatchSampler as ManifestBatchSampler
 from .collate import Jagged as Jagged
 from .collate import Padded as Padded
+from .colm import CoLMSelector as CoLMSelector
+from .colm import SmallBatch as SmallBatch
+from .colm import in_micro_batches as in_micro_batches
 from .dataset import ManifestDataset as ManifestDataset
 from .dataset import as_is as as_is
 from .loader import ManifestLoader as ManifestLoader

@@ -1,4 +1,4 @@
-"""What the ranks of a training tell one another: each row's loss, as pairs.
+"""What the ranks of a training tell one another: each row's loss, as pairs; or rows of features.
 
 Row ids and losses travel as two tensors, int64 and float32: one tensor of the losses' type would
 round most row ids to others.
@@ -6,12 +6,14 @@ round most row ids to others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-__all__ = ["gather_pairs", "on_several_ranks"]
+__all__ = ["gather_pairs", "gather_rows", "on_several_ranks", "rank_sizes"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -31,25 +33,45 @@ def gather_pairs(rows: I64, losses: F32) -> tuple[I64, F32]:
         Of this rank; n may differ.
     losses : float32, shape (n,)
     """
+    sizes = rank_sizes(len(rows))
+    return gather_rows(rows, sizes), gather_rows(losses, sizes)
+
+
+def rank_sizes(rows: int) -> list[int]:
+    """Return how many rows each rank has, in their order; a collective."""
     if not on_several_ranks():
-        return rows, losses
-    on_gpu = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    world = dist.get_world_size()
-    mine = torch.tensor([len(rows)], device=device)
-    counts = [torch.zeros_like(mine) for _ in range(world)]
+        return [rows]
+    mine = torch.tensor([rows], device=_device())
+    counts = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, mine)
-    sizes = [int(count) for count in counts]
-    return (
-        _gathered(torch.from_numpy(rows).to(device), sizes).numpy(),
-        _gathered(torch.from_numpy(losses).to(device), sizes).numpy(),
-    )
+    return [int(count) for count in counts]
 
 
-def _gathered(mine: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Return all ranks' values one after the other, on the host."""
-    padded = torch.zeros(max(sizes), dtype=mine.dtype, device=mine.device)
-    padded[: len(mine)] = mine
+def gather_rows(mine: npt.NDArray[Any], sizes: list[int]) -> npt.NDArray[Any]:
+    """Return the rows of all ranks one after the other; a collective.
+
+    Parameters
+    ----------
+    mine : array, shape (n, …)
+        Of this rank; n may differ, but not the shape of a row.
+    sizes : list of int
+        From `rank_sizes`.
+    """
+    if not on_several_ranks():
+        return mine
+    values = torch.from_numpy(np.ascontiguousarray(mine)).to(_device())
+    padded = values.new_zeros((max(sizes), *values.shape[1:]))
+    padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]).cpu()
+    found: npt.NDArray[Any] = (
+        torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]).cpu().numpy()
+    )
+    return found
+
+
+def _device() -> torch.device:
+    """Return where tensors must be that the ranks exchange."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -194,6 +194,8 @@ def test_the_largest_dimensions_of_each_source() -> None:
     found = keep_largest(features, ["a", "a", "b", "b"], 2)
     assert found.tolist() == [[5, 4, 0, 0], [5, 4, 0, 0], [0, 0, 3, 9], [0, 0, 3, 9]]
     assert keep_largest(features, ["a", "a", "b", "b"], 9).tolist() == features.tolist()
+    bad = np.concatenate([features, [[np.nan, 0, 0, 99]]])
+    assert keep_largest(bad, ["a", "a", "b", "b", "a"], 2)[:4].tolist() == found.tolist()
     ties = keep_largest(np.ones((1, 4)), [0], 2)
     assert ties.tolist() == [[1, 1, 0, 0]]
 

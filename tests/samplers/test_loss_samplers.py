@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +38,7 @@ from batchloom.samplers import (
     open_signal_store,
 )
 from batchloom.tests.dataplane.helpers import snapshot_of
+from batchloom.tests.samplers.two_ranks import two_ranks
 from torch.utils.data import DataLoader
 
 N, B, E = 150, 16, 5
@@ -353,27 +351,10 @@ dist.destroy_process_group()
 """
 
 
-def two(command: list[Any]) -> list[str]:
-    """Run a command as two ranks; return what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = []
-    for rank in ("0", "1"):
-        env = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        children.append(
-            subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True)
-        )
-    out = [c.communicate(timeout=200)[0] for c in children]
-    assert [c.returncode for c in children] == [0, 0]
-    return out
-
-
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 def test_two_processes_exchange_once(tmp_path: Path) -> None:
     """Row ids above 2**24, losses in half precision; each rank trains on half of every step."""
-    out = two([sys.executable, "-c", _RANK, str(tmp_path / "state")])
+    out = two_ranks([sys.executable, "-c", _RANK, str(tmp_path / "state")])
     assert out[0] == out[1]
     a, b = (torch.load(f"{tmp_path / 'state'}.{rank}") for rank in range(2))
     assert torch.equal(a["selected"], b["selected"])
@@ -385,7 +366,7 @@ def test_two_processes_exchange_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 def test_the_example_on_two_processes() -> None:
     script = Path(batchloom.__file__).parent / "examples" / "seta_training.py"
-    out = two([sys.executable, str(script), "--rows", "1000", "--epochs", "4"])
+    out = two_ranks([sys.executable, str(script), "--rows", "1000", "--epochs", "4"])
     assert out[1] == ""
     lines = out[0].splitlines()
     assert lines[0] == "epoch 0: 9 steps, 900 of 1000 rows, groups none yet"
