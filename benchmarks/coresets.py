@@ -1,4 +1,4 @@
-"""Coresets by features: exact greedy choice and distances, beside the peers' packages and limits.
+"""Coresets by features: choices and distances beside the peers' packages; training on a mixture.
 
 All greedy choices are made on one kernel of one kind of rows; they must come to the same cost.
 CPU seconds on one thread, the best of some rounds, but where it says otherwise.
@@ -21,6 +21,7 @@ from batchloom.coresets.distances import pairwise_distances
 from batchloom.coresets.medoid_kernels import greedy
 from environments import UnavailableError, run_peer
 from harness import Row, load, median, run_benchmark, run_fresh, run_steps
+from mixture import gradient_errors, training
 
 KINDS = ("orthogonal", "mixture", "scalar")
 WIDTH = 2560  # of CoLM's features
@@ -203,6 +204,8 @@ def run(folder: Path, quick: bool) -> list[Row]:
             ("distances", partial(distances, quick, rows)),
             ("whole selections", partial(whole, quick, rows)),
             ("refined", partial(refined, rows)),
+            ("gradient errors", partial(gradient_errors, quick, rows)),
+            ("training on a mixture", partial(training, quick, rows)),
         ]
     )
     return rows
