@@ -4,6 +4,9 @@ Sums may be reordered, so that they are vectorised; but each pair is summed up i
 one loop here, whichever of the two rows comes first: equal rows are at distance 0, and where rows
 stand, in which block and on which thread, changes no bit. Between kinds of processors the last bit
 may differ.
+
+They are two loops that differ in a term, not one that is made with it: numba finds no closure over a
+function in its cache again, and would compile it in every process.
 """
 
 from __future__ import annotations
