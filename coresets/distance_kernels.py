@@ -5,8 +5,8 @@ one loop here, whichever of the two rows comes first: equal rows are at distance
 stand, in which block and on which thread, changes no bit. Between kinds of processors the last bit
 may differ.
 
-They are two loops that differ in a term, not one that is made with it: numba finds no closure over a
-function in its cache again, and would compile it in every process.
+They are two loops that differ in a term, not one that is made with it: numba does not find a
+closure over a function in its cache, and would compile it in every process.
 """
 
 from __future__ import annotations
