@@ -196,6 +196,30 @@ def refined(rows: list[Row]) -> None:
         )  # fmt: skip
 
 
+def in_parts(quick: bool, rows: list[Row]) -> None:
+    """Compare the choice in eight parts with the exact one; of what is chosen, only the cost."""
+    n, k = (1200, 120) if quick else (6000, 600)
+    for kind in KINDS:
+        x = some_rows(kind, n, 256)
+        exact = facility_location(x, k)
+        start = time.process_time()
+        found = facility_location(
+            x, k, kernel_bytes=4 * (n // 8 + max(n // 8, 8 * k // 2)) ** 2 // 4
+        )
+        cpu = time.process_time() - start
+        ratio, bar = found.cost / exact.cost, kind != "scalar"
+        rows.append(
+            Row(
+                f"{n:,} → {k:,} in {found.parts} parts, {kind} rows / exact",
+                f"{cpu:.2f} CPU s",
+                "",
+                f"cost {ratio:.4f} x",
+                "≤ 1.05" if bar else "",
+                ratio <= 1.05 if bar else None,
+            )
+        )
+
+
 def run(folder: Path, quick: bool) -> list[Row]:
     rows: list[Row] = []
     run_steps(
@@ -204,6 +228,7 @@ def run(folder: Path, quick: bool) -> list[Row]:
             ("distances", partial(distances, quick, rows)),
             ("whole selections", partial(whole, quick, rows)),
             ("refined", partial(refined, rows)),
+            ("in parts", partial(in_parts, quick, rows)),
             ("gradient errors", partial(gradient_errors, quick, rows)),
             ("training on a mixture", partial(training, quick, rows)),
         ]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Metric", "pairwise_distances", "unit_rows"]
+__all__ = ["Metric", "distances_to", "pairwise_distances", "unit_rows"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -43,8 +43,7 @@ def pairwise_distances(features: F32, metric: Metric, *, threads: int | None = N
     from .distance_kernels import ROWS, l1_tile, squared_l2_tile
 
     n = len(features)
-    rows = np.zeros((-(-n // ROWS) * ROWS, features.shape[1]), np.float32)
-    rows[:n] = unit_rows(features) if metric == "cosine" else features
+    rows = _padded(features, ROWS, metric)
     fill = l1_tile if metric == "l1" else squared_l2_tile
     out = np.empty((n, n), np.float32)
 
@@ -54,11 +53,7 @@ def pairwise_distances(features: F32, metric: Metric, *, threads: int | None = N
         for begin in range(0, start + 1, _TILE):
             there = rows[begin : begin + _TILE]
             fill(there, here, found)
-            part = found[: min(_TILE, n - begin), : min(_TILE, n - start)]
-            if metric == "l2":
-                np.sqrt(part, out=part)
-            elif metric == "cosine":
-                part *= np.float32(0.5)
+            part = _finished(found[: min(_TILE, n - begin), : min(_TILE, n - start)], metric)
             out[begin : begin + _TILE, start : start + _TILE] = part
             out[start : start + _TILE, begin : begin + _TILE] = part.T
 
@@ -71,6 +66,48 @@ def pairwise_distances(features: F32, metric: Metric, *, threads: int | None = N
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(column_of_tiles, starts))
     return out
+
+
+def distances_to(features: F32, others: F32, metric: Metric) -> F32:
+    """Return how far rows are from others; on one thread.
+
+    Parameters
+    ----------
+    features : float32, shape (n, d)
+    others : float32, shape (k, d)
+    metric : {'l1', 'l2', 'cosine'}
+
+    Returns
+    -------
+    float32, shape (k, n)
+        The same bits as between these rows in `pairwise_distances`.
+    """
+    from .distance_kernels import ROWS, l1_tile, squared_l2_tile
+
+    rows, columns = (_padded(x, ROWS, metric) for x in (others, features))
+    found = np.empty((len(rows), len(columns)), np.float32)
+    fill = l1_tile if metric == "l1" else squared_l2_tile
+    for i in range(0, len(rows), _TILE):
+        for j in range(0, len(columns), _TILE):
+            fill(rows[i : i + _TILE], columns[j : j + _TILE], found[i : i + _TILE, j : j + _TILE])
+    return _finished(found[: len(others), : len(features)], metric)
+
+
+def _padded(features: F32, multiple: int, metric: Metric) -> F32:
+    """Return the rows as the loops take them, rows of zeros added to a multiple."""
+    n = len(features)
+    rows = np.zeros((-(-n // multiple) * multiple, features.shape[1]), np.float32)
+    rows[:n] = unit_rows(features) if metric == "cosine" else features
+    return rows
+
+
+def _finished(sums: F32, metric: Metric) -> F32:
+    """Turn what the loops sum up into distances, in place."""
+    if metric == "l2":
+        np.sqrt(sums, out=sums)
+    elif metric == "cosine":
+        sums *= np.float32(0.5)
+    return sums
 
 
 def unit_rows(features: F32) -> F32:

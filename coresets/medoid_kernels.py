@@ -76,6 +76,23 @@ def greedy(far, weight, farthest, picks, gains, owner, near):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True)
+def take_in(far, gains, owner, near):  # type: ignore[no-untyped-def]
+    """Find which of k chosen ones is nearest to each row; add what each gained when it was chosen.
+
+    ``far`` is of shape (k, rows). To the first gain the rows' distances are added, negative.
+    """
+    k, rows = far.shape
+    for i in range(rows):
+        owner[i], near[i] = 0, far[0, i]
+        gains[0] -= np.float64(near[i])
+        for number in range(1, k):
+            here = far[number, i]
+            if here < near[i]:
+                gains[number] += np.float64(near[i]) - np.float64(here)
+                owner[i], near[i] = number, here
+
+
+@njit(cache=True, nogil=True)
 def swap(far, weight, picks, passes):  # type: ignore[no-untyped-def]
     """Exchange chosen candidates for others as long as that lowers the cost; return the exchanges.
 

@@ -90,6 +90,7 @@ class Stream(IntEnum):
     RANDOM_SHARE = 15
     IMPORTANCE = 16
     PROBE = 17
+    PARTS = 18
 
 
 def _mix(x: int) -> int:

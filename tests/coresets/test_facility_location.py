@@ -196,6 +196,56 @@ def test_a_kernel_that_is_not_symmetric() -> None:
     assert found.assignment.tolist() == [0, 1, 0, 1]
 
 
+# --- in parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "mixture"])
+@pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
+def test_in_parts_the_cost_is_nearly_that_of_the_exact_choice(kind: str, metric: Any) -> None:
+    draw = np.random.default_rng(0)
+    x = some(600, 200) * draw.lognormal(0, 0.45, (600, 1)).astype(np.float32)
+    if kind == "mixture":
+        x = 0.5 * x + 3 * some(20, 200, 1)[draw.integers(0, 20, 600)]
+    exact = facility_location(x, 30, metric=metric)
+    found = facility_location(x, 30, metric=metric, kernel_bytes=4 * 200**2)
+    assert (exact.parts, found.parts) == (1, 3)
+    assert exact.cost * 0.98 <= found.cost <= exact.cost * 1.05
+    far = pairwise_distances(x, metric)[found.rows.astype(int)]
+    assert found.cost == pytest.approx(far.min(axis=0).sum(dtype="f8"))
+    assert (far[found.assignment, np.arange(600)] == far.min(axis=0)).all()
+    assert found.weights.tolist() == np.bincount(found.assignment).tolist()
+    assert found.gains.sum() == pytest.approx(600 * found.farthest - found.cost)
+    assert len(np.unique(found.rows)) == 30
+    refined = facility_location(x, 30, metric=metric, kernel_bytes=4 * 200**2, refine=True)
+    assert refined.cost <= found.cost * 1.01
+
+
+def test_in_parts_order_and_layout_change_nothing() -> None:
+    x, ids = some(300, 9), np.random.default_rng(1).permutation(300) * 3
+    options: dict[str, Any] = {"kernel_bytes": 4 * 110**2}
+    whole = facility_location(x, 20, ids=ids, **options)
+    mixed = np.random.default_rng(2).permutation(300)
+    found = facility_location(np.asfortranarray(x[mixed]), 20, ids=ids[mixed], threads=2, **options)
+    assert ids[mixed][found.rows.astype(int)].tolist() == ids[whole.rows.astype(int)].tolist()
+    assert found.cost == whole.cost
+    assert found.gains.tolist() == whole.gains.tolist()
+
+
+def test_in_parts_at_the_ends() -> None:
+    x = some(90, 3)
+    small: dict[str, Any] = {"kernel_bytes": 4 * 40**2}
+    assert len(facility_location(x, 0, **small).rows) == 0
+    assert len(np.unique(facility_location(x, 39, **small).rows)) == 39
+    one = facility_location(x, 1, **small)
+    assert one.weights.tolist() == [90]
+    same_rows = facility_location(np.ones((90, 2)), 5, **small)
+    assert same_rows.weights.sum() == 90
+    assert (same_rows.weights >= 1).all()
+    assert len(np.unique(same_rows.rows)) == 5
+    with pytest.raises(SelectionError, match="between 41 rows take 6,724 bytes"):
+        facility_location(x, 41, **small)
+
+
 # --- equal rows, few rows, bad rows ---------------------------------------------------------------
 
 
@@ -266,9 +316,9 @@ def test_zero_rows() -> None:
             r"kernel is of shape \(n, n\)",
         ),
         (
-            lambda: facility_location(some(40, 2), 1, kernel_bytes=6399),
+            lambda: facility_location(some(41, 2), 40, kernel_bytes=6399),
             SelectionError,
-            "40 rows take 6,400 bytes",
+            "40 rows take 6,400 bytes, and kernel_bytes allows 6,399",
         ),
         (
             lambda: facility_location(some(4, 2), 1, metric="l3"),  # type: ignore[arg-type]
