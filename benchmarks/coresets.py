@@ -198,7 +198,7 @@ def refined(rows: list[Row]) -> None:
 
 def in_parts(quick: bool, rows: list[Row]) -> None:
     """Compare the cost of the choice in four parts with that of the exact one."""
-    n, k = (1200, 120) if quick else (6000, 600)
+    n, k = (2400, 120) if quick else (6000, 300)
     for kind in KINDS:
         x = some_rows(kind, n, 256)
         exact = facility_location(x, k)
