@@ -23,7 +23,8 @@ SCRIPT = """if True:
     )
     loader = ManifestLoader(plan, data, columns=["x", "y"])  # the ranks are torch.distributed's
     assert (loader.rank, loader.world_size) == (int(rank), 2)
-    print(json.dumps(train(loader, torch.nn.parallel.DistributedDataParallel)))
+    print(json.dumps(train(loader, torch.nn.parallel.DistributedDataParallel)), flush=True)
+    torch.distributed.destroy_process_group()  # else gloo may end the process at its exit
 """
 
 
