@@ -117,9 +117,9 @@ def distances(quick: bool, rows: list[Row]) -> None:
     for n in (93, 128, 1024) if quick else (93, 128, 1024, 4096):
         x = some_rows("orthogonal", n, WIDTH)
         repeats = 10 if n < 1000 else 1
-        ours = best_cpu(lambda x=x: pairwise_distances(x, "l1", threads=1), repeats)  # type: ignore[misc]
+        ours = best_cpu(partial(pairwise_distances, x, "l1", threads=1), repeats)
         tensor = torch.from_numpy(x)
-        theirs = best_cpu(lambda t=tensor: torch.cdist(t, t, p=1), repeats)  # type: ignore[misc]
+        theirs = best_cpu(partial(torch.cdist, tensor, tensor, p=1), repeats)
         rows.append(
             Row(
                 f"l1 distances of {n:,} rows of {WIDTH:,} / torch.cdist",

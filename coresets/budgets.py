@@ -23,7 +23,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.errors import ParameterError, SelectionError
+from ..dataplane.checks import require_one_of
+from ..dataplane.errors import SelectionError
 
 __all__ = ["Rounding", "SourceBudgets", "apportion", "small_sources", "source_budgets"]
 
@@ -93,11 +94,7 @@ def apportion(
         Where the budget is larger than the sizes' sum, or a size is negative.
     ParameterError
     """
-    if rounding not in get_args(Rounding):
-        allowed = ", ".join(map(repr, get_args(Rounding)))
-        raise ParameterError(
-            f"The 'rounding' parameter must be one of {allowed}. Got {rounding!r}."
-        )
+    require_one_of("rounding", rounding, get_args(Rounding))
     found = _counts("sizes", sizes)
     whole = int(found.sum())
     if not 0 <= budget <= whole:

@@ -35,7 +35,13 @@ from ..dataplane.parameters import parameters
 from ..dataplane.plan import Selection
 from .budgets import Rounding, small_sources, source_budgets
 from .distances import Metric
-from .facility_location import FacilityLocation, Weights, comparable_rows, facility_location
+from .facility_location import (
+    FacilityLocation,
+    Weights,
+    check_size,
+    comparable_rows,
+    facility_location,
+)
 
 __all__ = ["CoLM"]
 
@@ -97,11 +103,7 @@ class CoLM:
         usable = comparable_rows(values, self.metric)
         names, codes = _sources(sources, len(usable))
         rows = np.flatnonzero(usable)
-        if not 0 <= k <= len(rows):
-            raise SelectionError(
-                f"{k:,} rows cannot be chosen of {len(rows):,}: k must be in the range "
-                f"[0, {len(rows)}]."
-            )
+        check_size(k, len(rows))
         whole = _small(names, source_counts, small)
         batch = np.bincount(codes[rows], minlength=len(names))
         budgets = source_budgets(batch, whole, k, rounding=self.rounding)

@@ -18,7 +18,7 @@ _LOOSE = {"reassoc", "nsz", "contract"}
 
 
 @njit(cache=True, nogil=True, fastmath=_LOOSE)
-def l1_tile(x, y, out):  # type: ignore[no-untyped-def]
+def l1_tile(x, y, out):
     """Fill in Σ |a − b| of rows of x and y; their numbers are multiples of ROWS and COLUMNS."""
     width = x.shape[1]
     for i in range(0, x.shape[0], ROWS):
@@ -42,7 +42,7 @@ def l1_tile(x, y, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_LOOSE)
-def squared_l2_tile(x, y, out):  # type: ignore[no-untyped-def]
+def squared_l2_tile(x, y, out):
     """Fill in Σ (a − b)² of rows of x and y; their numbers are multiples of ROWS and COLUMNS."""
     width = x.shape[1]
     for i in range(0, x.shape[0], ROWS):

@@ -7,12 +7,13 @@ products: equal rows are at distance 0 exactly. In float32; the loops are `dista
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from ..dataplane.cores import usable_cores
 
 __all__ = ["Metric", "distances_to", "pairwise_distances", "unit_rows"]
 
@@ -40,10 +41,10 @@ def pairwise_distances(features: F32, metric: Metric, *, threads: int | None = N
     float32, shape (n, n)
         Symmetric, its diagonal 0.
     """
-    from .distance_kernels import ROWS, l1_tile, squared_l2_tile
+    from .distance_kernels import l1_tile, squared_l2_tile
 
     n = len(features)
-    rows = _padded(features, ROWS, metric)
+    rows = _padded(features, metric)
     fill = l1_tile if metric == "l1" else squared_l2_tile
     out = np.empty((n, n), np.float32)
 
@@ -58,7 +59,7 @@ def pairwise_distances(features: F32, metric: Metric, *, threads: int | None = N
             out[start : start + _TILE, begin : begin + _TILE] = part.T
 
     starts = range(0, n, _TILE)[::-1]  # the longest ones first
-    count = threads or min(8, len(os.sched_getaffinity(0)) if _has_affinity() else 1)
+    count = threads or min(8, usable_cores())
     if count == 1 or n * n * max(1, features.shape[1]) // 2 < _SHARED:
         for start in starts:
             column_of_tiles(start)
@@ -82,9 +83,9 @@ def distances_to(features: F32, others: F32, metric: Metric) -> F32:
     float32, shape (k, n)
         The same bits as between these rows in `pairwise_distances`.
     """
-    from .distance_kernels import ROWS, l1_tile, squared_l2_tile
+    from .distance_kernels import l1_tile, squared_l2_tile
 
-    rows, columns = (_padded(x, ROWS, metric) for x in (others, features))
+    rows, columns = (_padded(x, metric) for x in (others, features))
     found = np.empty((len(rows), len(columns)), np.float32)
     fill = l1_tile if metric == "l1" else squared_l2_tile
     for i in range(0, len(rows), _TILE):
@@ -93,10 +94,12 @@ def distances_to(features: F32, others: F32, metric: Metric) -> F32:
     return _finished(found[: len(others), : len(features)], metric)
 
 
-def _padded(features: F32, multiple: int, metric: Metric) -> F32:
-    """Return the rows as the loops take them, rows of zeros added to a multiple."""
+def _padded(features: F32, metric: Metric) -> F32:
+    """Return the rows as the loops take them, rows of zeros added to whole blocks."""
+    from .distance_kernels import ROWS
+
     n = len(features)
-    rows = np.zeros((-(-n // multiple) * multiple, features.shape[1]), np.float32)
+    rows = np.zeros((-(-n // ROWS) * ROWS, features.shape[1]), np.float32)
     rows[:n] = unit_rows(features) if metric == "cosine" else features
     return rows
 
@@ -116,7 +119,3 @@ def unit_rows(features: F32) -> F32:
     lengths = np.sqrt((exact * exact).sum(axis=1, keepdims=True))
     unit: F32 = (exact / lengths).astype(np.float32)
     return unit
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")

@@ -31,11 +31,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.errors import ParameterError, SelectionError, examples
+from ..dataplane.checks import require_one_of
+from ..dataplane.errors import SelectionError, examples
 from ..dataplane.random import Stream, keys
 from .distances import Metric, distances_to, pairwise_distances
 
-__all__ = ["FacilityLocation", "Weights", "comparable_rows", "facility_location"]
+__all__ = ["FacilityLocation", "Weights", "check_size", "comparable_rows", "facility_location"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -143,10 +144,7 @@ def facility_location(
     # In the order of their ids, so that neither sums nor ties depend on how rows come.
     order = np.flatnonzero(usable)[np.argsort(names[usable], kind="stable")]
     n = len(order)
-    if not 0 <= k <= n:
-        raise SelectionError(
-            f"{k:,} rows cannot be chosen of {n:,}: k must be in the range [0, {n}]."
-        )
+    check_size(k, n)
     most = math.isqrt(kernel_bytes // 4)
     if k > most and n > most and metric != "kernel":
         raise SelectionError(
@@ -174,6 +172,14 @@ def facility_location(
     )
 
 
+def check_size(k: int, rows: int) -> None:
+    """Raise `SelectionError` unless k rows can be chosen of so many."""
+    if not 0 <= k <= rows:
+        raise SelectionError(
+            f"{k:,} rows cannot be chosen of {rows:,}: k must be in the range [0, {rows}]."
+        )
+
+
 @dataclass(frozen=True)
 class _Chosen:
     picks: I64
@@ -184,10 +190,10 @@ class _Chosen:
 
 
 def _choose(far: F32, weight: F64, k: int, refine: bool) -> _Chosen:
-    """Choose k of the candidates whose distances to all rows are given, shape (m, n)."""
+    """Choose k of the rows whose distances to one another are given, shape (n, n)."""
     from .medoid_kernels import greedy, swap
 
-    n = far.shape[1]
+    n = len(far)
     farthest = np.float32(far.max(initial=0.0))
     picks, gains = np.empty(k, np.int64), np.empty(k)
     # Rows as far as C from all are as near to the first one as to any.
@@ -198,8 +204,7 @@ def _choose(far: F32, weight: F64, k: int, refine: bool) -> _Chosen:
         owner[:] = 0
         greedy(far[chosen], weight, farthest, picks, gains, owner, near)
         picks = chosen[picks]
-    own = _places(picks, len(far))[:n] if len(far) == n else np.full(n, -1)
-    owner = np.where(own >= 0, own, owner)  # a chosen row stands for itself, whatever equals it
+    owner[picks] = np.arange(k)  # a chosen row stands for itself, whatever equals it
     return _Chosen(picks, gains, owner, float(near.sum(dtype=np.float64)), float(farthest))
 
 
@@ -279,15 +284,11 @@ def _of_all(values: F32, picks: I64, metric: Metric, farthest: float) -> _Chosen
     return _Chosen(picks, gains, owner, float(near.sum(dtype=np.float64)), farthest)
 
 
-def _places(picks: I64, candidates: int) -> I64:
-    places = np.full(candidates, -1, np.int64)
-    places[picks] = np.arange(len(picks))
-    return places
-
-
-def _distances(values: F32, order: I64, metric: str, threads: int | None) -> F32:
+def _distances(
+    values: F32, order: I64, metric: Metric | Literal["kernel"], threads: int | None
+) -> F32:
     if metric != "kernel":
-        return pairwise_distances(values[order], metric, threads=threads)  # type: ignore[arg-type]
+        return pairwise_distances(values[order], metric, threads=threads)
     kernel = values[np.ix_(order, order)].T
     return np.ascontiguousarray(kernel.max(initial=-np.inf) - kernel)
 
@@ -302,14 +303,9 @@ def comparable_rows(features: npt.ArrayLike, metric: str) -> npt.NDArray[np.bool
 
 
 def _checked(features: npt.ArrayLike, metric: str, weights: str, nonfinite: str) -> F32:
-    for name, given, allowed in (
-        ("metric", metric, (*get_args(Metric), "kernel")),
-        ("weights", weights, get_args(Weights)),
-        ("nonfinite", nonfinite, ("leave-out", "fail")),
-    ):
-        if given not in allowed:
-            listed = ", ".join(map(repr, allowed))
-            raise ParameterError(f"The '{name}' parameter must be one of {listed}. Got {given!r}.")
+    require_one_of("metric", metric, (*get_args(Metric), "kernel"))
+    require_one_of("weights", weights, get_args(Weights))
+    require_one_of("nonfinite", nonfinite, ("leave-out", "fail"))
     values = _numbers(features)
     if metric == "kernel" and values.shape[0] != values.shape[1]:
         raise SelectionError(f"A kernel is of shape (n, n); found {values.shape}.")

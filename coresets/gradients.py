@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..dataplane.checks import require_int, require_one_of
 from ..dataplane.errors import ParameterError, SelectionError
 from ..dataplane.random import Stream, keys
 
@@ -87,16 +88,13 @@ def last_layer_gradients(
             f"{y.shape}."
         )
     wanted = _targets(np.asarray(targets), y.shape)
+    require_one_of("loss", loss, ("cross-entropy", "squared"))
     if loss == "cross-entropy":
         y = np.exp(y - y.max(axis=1, keepdims=True))
         y /= y.sum(axis=1, keepdims=True)
         away = y * wanted.sum(axis=1, keepdims=True) - wanted
-    elif loss == "squared":
-        away = y - wanted
     else:
-        raise ParameterError(
-            f"The 'loss' parameter must be one of 'cross-entropy', 'squared'. Got {loss!r}."
-        )
+        away = y - wanted
     if bias:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     found: F32 = np.einsum("nc,nh->nch", away, x).reshape(len(x), -1).astype(np.float32)
@@ -365,8 +363,7 @@ def keep_largest(features: npt.ArrayLike, sources: npt.ArrayLike, h: int) -> F32
             f"Expected features of shape (n, d) and a source a row, found {values.shape} and "
             f"{names.shape}."
         )
-    if h < 1:
-        raise ParameterError(f"The 'h' parameter must be an int in the range [1, inf). Got {h}.")
+    require_int("h", h, 1)
     found, finite = values.copy(), np.isfinite(values).all(axis=1)
     if h < values.shape[1]:
         for name in np.unique(names[finite]):

@@ -44,6 +44,7 @@ from .loss_search import (
     LossRows,
     Mask,
     NonFinite,
+    saving,
 )
 from .loss_selector import LossSelector
 
@@ -184,9 +185,7 @@ class ImportanceSearch:
         selected = self._rows - self._scored + kept
         report = {
             "epoch": self._epoch,
-            "rows": self._rows,
-            "selected": selected,
-            "saved": 1 - selected / self._rows,
+            **saving(selected, self._rows),
             "scored": self._scored,
             "mean_loss": self._mean,
         }

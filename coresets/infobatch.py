@@ -41,6 +41,7 @@ from .loss_search import (
     LossRows,
     Mask,
     NonFinite,
+    saving,
 )
 from .loss_selector import LossSelector, check_epoch
 
@@ -148,16 +149,16 @@ class InfoBatchSearch:
         rows = self._rows
         if self._keep is None:  # no row was scored, or all of them train
             everything = KeyShare(self._p.seed, Stream.INFOBATCH_KEEP, self._epoch)
-            return InfoBatchChoice(everything, None, 1.0, report | _saving(rows, rows))
+            return InfoBatchChoice(everything, None, 1.0, report | saving(rows, rows))
         easy, kept = self._keep.rows, self._keep.kept
         share = self._keep.share
         if not pruning:
-            return InfoBatchChoice(share, None, 1.0, report | _saving(kept, rows))
+            return InfoBatchChoice(share, None, 1.0, report | saving(kept, rows))
         mean = None if self._mean is None else float(self._mean)
         report |= {"mean_loss": mean, "easy": easy, "easy_kept": kept, "weight_sum": rows}
         weight = easy / kept if kept else 1.0
         return InfoBatchChoice(
-            share, share.among, weight, report | _saving(rows - easy + kept, rows)
+            share, share.among, weight, report | saving(rows - easy + kept, rows)
         )
 
 
@@ -191,10 +192,6 @@ class InfoBatchChoice:
 
     def weights(self, rows: LossRows) -> F32:
         return np.where(self.easy.mask(rows), np.float32(self.weight), np.float32(1))
-
-
-def _saving(selected: int, rows: int) -> dict[str, Any]:
-    return {"rows": rows, "selected": selected, "saved": 1 - selected / rows}
 
 
 def _least_at_or_above(mean: Fraction) -> np.float32:

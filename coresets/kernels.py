@@ -7,7 +7,7 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def count_losses(words, shift, first, counts, low_sums):  # type: ignore[no-untyped-def]
+def count_losses(words, shift, first, counts, low_sums):
     """Add ordered words to a histogram: rows a bin, and the sum of what each is above its bin."""
     mask = (np.uint32(1) << shift) - np.uint32(1)
     for i in range(words.size):
@@ -17,7 +17,7 @@ def count_losses(words, shift, first, counts, low_sums):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def label_losses(words, shift, first, labels, out):  # type: ignore[no-untyped-def]
+def label_losses(words, shift, first, labels, out):
     """Write the label of the bin of each ordered word; beyond the bins that of the nearest."""
     for i in range(words.size):
         place = np.int64(words[i] >> shift) - first
@@ -25,7 +25,7 @@ def label_losses(words, shift, first, labels, out):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def best_cuts(weights, sums, squares, k):  # type: ignore[no-untyped-def]
+def best_cuts(weights, sums, squares, k):
     """Return for each number of clusters c ≤ k and each end j the last cut of the best clustering.
 
     ``weights``, ``sums`` and ``squares`` are prefix sums, from 0, of the bins' rows, of rows · mean

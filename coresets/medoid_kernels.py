@@ -15,7 +15,7 @@ _SLACK = 1e-9  # what an exchange must gain at least, of what it moves
 
 
 @njit(cache=True, nogil=True, fastmath=_LOOSE)
-def _gain(far, near, weight):  # type: ignore[no-untyped-def]
+def _gain(far, near, weight):
     """Return by how much the cost falls when a candidate is added."""
     total = 0.0
     for i in range(near.size):
@@ -24,7 +24,7 @@ def _gain(far, near, weight):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _sink(bounds, heap, size, at, bound, entry):  # type: ignore[no-untyped-def]
+def _sink(bounds, heap, size, at, bound, entry):
     """Put an entry of a heap at a place, or below it where its bound belongs; the larger first."""
     child = 2 * at + 1
     while child < size:
@@ -42,7 +42,7 @@ def _sink(bounds, heap, size, at, bound, entry):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _come_near(far, near, owner, number):  # type: ignore[no-untyped-def]
+def _come_near(far, near, owner, number):
     """Note who is nearer to a new choice; each entry is written, so that it is vectorised."""
     for i in range(near.size):
         owner[i] = number if far[i] < near[i] else owner[i]
@@ -50,7 +50,7 @@ def _come_near(far, near, owner, number):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def greedy(far, weight, farthest, picks, gains, owner, near):  # type: ignore[no-untyped-def]
+def greedy(far, weight, farthest, picks, gains, owner, near):
     """Choose candidates, each time the one of the largest gain; fill in all that is known of them.
 
     Lazily: a gain only falls from round to round, so one that was computed earlier is a bound, and
@@ -76,7 +76,7 @@ def greedy(far, weight, farthest, picks, gains, owner, near):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True)
-def take_in(far, gains, owner, near):  # type: ignore[no-untyped-def]
+def take_in(far, gains, owner, near):
     """Find which of k chosen ones is nearest to each row; add what each gained when it was chosen.
 
     ``far`` is of shape (k, rows). To the first gain the rows' distances are added, negative.
@@ -93,7 +93,7 @@ def take_in(far, gains, owner, near):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def swap(far, weight, picks, passes):  # type: ignore[no-untyped-def]
+def swap(far, weight, picks, passes):
     """Exchange chosen candidates for others as long as that lowers the cost; return the exchanges.
 
     The eager search of FasterPAM (Schubert and Rousseeuw, Information Systems 101, 2021): a
@@ -138,7 +138,7 @@ def swap(far, weight, picks, passes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _nearest(far, weight, picks, owner, second, loss):  # type: ignore[no-untyped-def]
+def _nearest(far, weight, picks, owner, second, loss):
     """Fill in who of the chosen is nearest to each row, who comes next, and what each one saves."""
     loss[:] = 0.0
     for i in range(owner.size):

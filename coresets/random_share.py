@@ -27,6 +27,7 @@ from .loss_search import (
     LossPass,
     LossRows,
     Mask,
+    saving,
 )
 from .loss_selector import LossSelector
 
@@ -77,12 +78,7 @@ class RandomShareSearch:
 
     @property
     def choice(self) -> RandomShareChoice:
-        report = {
-            "epoch": self._epoch,
-            "rows": self._rows,
-            "selected": self._kept,
-            "saved": 1 - self._kept / self._rows,
-        }
+        report = {"epoch": self._epoch, **saving(self._kept, self._rows)}
         return RandomShareChoice(self._keep.share, report)
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["compiled_kernels"]
+__all__ = ["compiled_allowed", "compiled_kernels"]
 
 _COMPILED_FROM = 200_000  # numbers; below, numpy is done before numba has loaded
 _COMPILED_WITH_NUMBA = 4_096  # numba is there, its kernels are not: milliseconds
@@ -20,13 +20,18 @@ def compiled_kernels(size: int) -> Any:
     """Return the module of compiled kernels where it pays for an input of `size`, else None."""
     if size < _worth_compiling():
         return None
-    if os.environ.get("BATCHLOOM_NUMBA") == "0":
+    if not compiled_allowed():
         return None
     try:
         from . import kernels
     except ImportError:
         return None
     return kernels
+
+
+def compiled_allowed() -> bool:
+    """Whether compiled loops may be used at all."""
+    return os.environ.get("BATCHLOOM_NUMBA") != "0"
 
 
 def _worth_compiling() -> int:

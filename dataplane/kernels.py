@@ -14,14 +14,14 @@ _TILE = 1024  # ranks that take the steps of a select together
 
 
 @njit(cache=True, inline="always")
-def _mix(x):  # type: ignore[no-untyped-def]
+def _mix(x):
     x = (x ^ (x >> _S30)) * _M1
     x = (x ^ (x >> _S27)) * _M2
     return x ^ (x >> _S31)
 
 
 @njit(cache=True, nogil=True)
-def keys(base, counters):  # type: ignore[no-untyped-def]
+def keys(base, counters):
     out = np.empty(counters.size, np.uint64)
     for i in range(counters.size):
         out[i] = _mix(_mix(base + counters[i] * _G))
@@ -29,14 +29,14 @@ def keys(base, counters):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def keys_up_to(base, counters, bound, inside):  # type: ignore[no-untyped-def]
+def keys_up_to(base, counters, bound, inside):
     """Take from a mask the counters whose keys are above a bound."""
     for i in range(counters.size):
         inside[i] &= _mix(_mix(base + counters[i] * _G)) <= bound
 
 
 @njit(cache=True, inline="always")
-def _added(half, other, key, size):  # type: ignore[no-untyped-def]
+def _added(half, other, key, size):
     """Return a half of a position after one round; no branch, so that loops are vectorised."""
     half += ((_mix(other ^ key) >> _S32) * size) >> _S32
     over = half - size  # below the size: a sum of two halves stays below twice of it
@@ -44,7 +44,7 @@ def _added(half, other, key, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _feistel_rounds(positions, out, left_size, right_size, round_keys):  # type: ignore[no-untyped-def]
+def _feistel_rounds(positions, out, left_size, right_size, round_keys):
     """Write eight rounds of some positions, round by round."""
     left, right = np.empty_like(positions), np.empty_like(positions)
     for j in range(positions.size):
@@ -59,7 +59,7 @@ def _feistel_rounds(positions, out, left_size, right_size, round_keys):  # type:
 
 
 @njit(cache=True, nogil=True)
-def feistel8(positions, n, a, b, round_keys):  # type: ignore[no-untyped-def]
+def feistel8(positions, n, a, b, round_keys):
     size, left_size, right_size = np.uint64(n), np.uint64(a), np.uint64(b)
     out = np.empty(positions.size, np.uint64)
     for start in range(0, positions.size, _BLOCK):
@@ -72,7 +72,7 @@ def feistel8(positions, n, a, b, round_keys):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def mark_bits(words, positions):  # type: ignore[no-untyped-def]
+def mark_bits(words, positions):
     """Set the bit of each position."""
     for i in range(positions.size):
         p = np.uint64(positions[i])
@@ -80,7 +80,7 @@ def mark_bits(words, positions):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _count_bits(x):  # type: ignore[no-untyped-def]
+def _count_bits(x):
     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -88,7 +88,7 @@ def _count_bits(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _place_in_word(word, left):  # type: ignore[no-untyped-def]
+def _place_in_word(word, left):
     """Return the place of the set bit that has `left` others before it."""
     place, width = np.uint64(0), np.uint64(32)
     while width > 0:  # halve: is the bit in the lower half?
@@ -102,7 +102,7 @@ def _place_in_word(word, left):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def select_bits(words, before, hints, ranks):  # type: ignore[no-untyped-def]
+def select_bits(words, before, hints, ranks):
     """Return the place of the set bit of each rank; see `bitmap`.
 
     Many ranks take each step together: what they miss in the cache is then fetched side by side.
@@ -135,7 +135,7 @@ def select_bits(words, before, hints, ranks):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _word(raw, kind, sign, infinity, last, above):  # type: ignore[no-untyped-def]
+def _word(raw, kind, sign, infinity, last, above):
     """Return the unsigned integer in the order of a number; see `radix`."""
     if kind == 0:
         return raw
@@ -151,7 +151,7 @@ def _word(raw, kind, sign, infinity, last, above):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def count_first_digits(raw, kind, sign, infinity, last, shift, counts):  # type: ignore[no-untyped-def]
+def count_first_digits(raw, kind, sign, infinity, last, shift, counts):
     """Count the highest digit of each number's word."""
     above = np.uint64(64 - 8 * raw.itemsize)
     for i in range(raw.size):
@@ -160,9 +160,7 @@ def count_first_digits(raw, kind, sign, infinity, last, shift, counts):  # type:
 
 
 @njit(cache=True, nogil=True)
-def count_digits(  # type: ignore[no-untyped-def]
-    raw, kind, sign, infinity, last, shift, digit, places, prefixes, counts
-):
+def count_digits(raw, kind, sign, infinity, last, shift, digit, places, prefixes, counts):
     """Count the next digit of the words that begin with one of the ascending prefixes."""
     above = np.uint64(64 - 8 * raw.itemsize)
     highest = np.uint64(8 * raw.itemsize - 16)

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from .cores import usable_cores
 from .dataset import Dataset
 from .errors import DatasetChangedError, PackedConflictError, PackedError
 from .fragments import FragmentRef
@@ -66,7 +67,7 @@ def pack_refs(
 
 def run_on_threads(workers: int | None = None) -> Runner:
     """Return what packs fragments on threads of this process: decoding leaves Python alone."""
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = workers or usable_cores()
 
     def run(
         refs: Sequence[FragmentRef], columns: Sequence[str], schema: pa.Schema, place: Location

@@ -196,10 +196,10 @@ def gather(
     unchecked = backend.checks and ids.device.type == backend.ids_on
     known = ids if unchecked or backend.refuses else _checked(ids, table.rows, backend)
     lines = count * lines_per_row(table) if backend.mapped else 0.0
-    job.stats.add(backend.name, count, count * table.row_bytes, lines)
     if out.device.type == "cpu":
         status = new_status(count, out.device) if backend.checks else None
         backend.gather(Request(table, known, out, status, None, *(cached or ())))
+        job.stats.add(backend.name, count, count * table.row_bytes, lines)
         return GatherFuture(out, job, ids, None, status)
     caller = torch.cuda.current_stream(out.device)
     if stream is None:
@@ -216,6 +216,7 @@ def gather(
             for tensor in (ids, out, *(cached or ())):
                 if tensor.device.type == "cuda":
                     tensor.record_stream(stream)
+    job.stats.add(backend.name, count, count * table.row_bytes, lines)
     if job.registration is not None:
         job.registration.in_flight(event, stream.cuda_stream)
     return GatherFuture(out, job, ids, event, host_status)

@@ -9,10 +9,10 @@ only who asks for many rows at once waits. Both give the same bits.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import Any
 
+from ..dataplane.compiled import compiled_allowed
 from . import plain_loops
 
 __all__ = ["loops_for"]
@@ -42,7 +42,7 @@ def loops_for(rows: int) -> Any:
 def _load() -> Any:
     global _loaded
     found: Any = plain_loops
-    if os.environ.get("BATCHLOOM_NUMBA") != "0":
+    if compiled_allowed():
         with contextlib.suppress(ImportError):
             from . import cpu_kernels as found
     _loaded = found

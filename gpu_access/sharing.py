@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..dataplane.cores import usable_cores
 from ..dataplane.errors import ParameterError
 
 __all__ = ["Turns", "gather_threads", "share"]
@@ -38,7 +39,7 @@ def gather_threads(given: int | None = None) -> int:
     if given is None:
         text = os.environ.get("BATCHLOOM_GATHER_THREADS", "")
         if not text:
-            return min(8, len(_cores()))
+            return min(8, usable_cores())
         given = int(text) if text.isdecimal() else 0
     if given < 1:
         raise ParameterError(
@@ -46,12 +47,6 @@ def gather_threads(given: int | None = None) -> int:
             f"[1, inf). Got {given} instead."
         )
     return given
-
-
-def _cores() -> range | set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return range(os.cpu_count() or 1)
 
 
 def share(

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..dataplane.checks import require_one_of
 from ..dataplane.errors import ParameterError
 
 __all__ = ["GpuPath", "Transfer", "check_transfer", "gpu_path", "resolve_device", "to_device"]
@@ -44,12 +45,7 @@ class GpuPath:
 
 def check_transfer(transfer: str) -> None:
     """Raise `ParameterError` unless `transfer` is one that exists."""
-    allowed = get_args(Transfer)
-    if transfer not in allowed:
-        raise ParameterError(
-            f"The 'transfer' parameter must be one of {', '.join(map(repr, allowed))}. "
-            f"Got {transfer!r} instead."
-        )
+    require_one_of("transfer", transfer, get_args(Transfer))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..dataplane.cores import usable_cores
+
 __all__ = ["Finding", "examine"]
 
 
@@ -63,17 +65,12 @@ def examine() -> list[Finding]:
     findings = [
         Finding("batchloom", True, f"{version('batchloom')}, Python {platform.python_version()}"),
         Finding("system", supported, system + ("" if supported else " (not supported)")),
-        Finding("cores", True, f"{os.cpu_count()} of the machine, {_usable_cores()} usable"),
+        Finding("cores", True, f"{os.cpu_count()} of the machine, {usable_cores()} usable"),
         Finding("memory", True, _memory()),
         *_gpu(),
         _huge_pages(),
     ]
     return findings + [_package(*p) for p in _PACKAGES]
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..coresets.importance import Importance, ImportanceSettings
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import WeightSemantics
 from .loss_stages import LossInput, LossSelect, settings_of
 
 __all__ = ["ImportanceSelect"]
@@ -24,10 +23,6 @@ class ImportanceSelect(LossInput, ImportanceSettings, LossSelect):
         "batchloom plan importance data/ --signal signals/ --epochs 3:4 --out plan/ "
         "--set prune_ratio=0.45"
     )
-
-    @property
-    def weight_semantics(self) -> WeightSemantics | None:  # type: ignore[override]
-        return "importance" if self.weights == "unbiased" else None
 
     def selector(self, seed: int) -> Importance:
         return Importance(**settings_of(self, ImportanceSettings), seed=seed)

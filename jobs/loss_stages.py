@@ -18,6 +18,7 @@ from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import JobSpecError
 from ..dataplane.parameters import parameters, resolved
+from ..dataplane.plan import WeightSemantics
 from .context import JobContext
 from .loss_passes import search_rows
 from .loss_reading import column_losses, signal_losses
@@ -94,6 +95,11 @@ class LossSelect(SelectStage):
     per_epoch = True
     series = True
     nonfinite: NonFinite = "keep"
+
+    @property
+    def weight_semantics(self) -> WeightSemantics | None:  # type: ignore[override]  # by instance
+        """Weights are inverse inclusion probabilities, or there are none."""
+        return "importance" if getattr(self, "weights", "none") == "unbiased" else None
 
     def selector(self, seed: int) -> LossSelector:
         """Return the method."""

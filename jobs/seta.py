@@ -8,7 +8,6 @@ from pydantic import Field
 
 from ..coresets.seta import SeTa, SeTaSettings
 from ..dataplane.parameters import parameters
-from ..dataplane.plan import WeightSemantics
 from .loss_stages import LossInput, LossSelect, settings_of
 
 __all__ = ["SeTaSelect"]
@@ -29,10 +28,6 @@ class SeTaSelect(LossInput, SeTaSettings, LossSelect):
     training_epochs: Annotated[
         int, Field(ge=1, description="epochs of the whole training; delta is a share of them")
     ] = 40
-
-    @property
-    def weight_semantics(self) -> WeightSemantics | None:  # type: ignore[override]
-        return "importance" if self.weights == "unbiased" else None
 
     def selector(self, seed: int) -> SeTa:
         return SeTa(**settings_of(self, SeTaSettings), epochs=self.training_epochs, seed=seed)

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from ..dataplane.checks import require_one_of
 from ..dataplane.dataset import DatasetLike
 from ..dataplane.errors import ParameterError
 from ..dataplane.manifest import Manifest
 from ..dataplane.snapshot import row_ids_to_int64
-from .checks import require_one_of
 from .pieces import Pieces
 from .ranks import OnUneven, resolve_ranks
 from .walk import Cursor, Epochs, PlanLike, PlanWalk

@@ -31,10 +31,11 @@ import torch
 
 from ..coresets.colm import CoLM
 from ..coresets.gradients import Moments, keep_largest
-from ..dataplane.errors import ResumeMismatchError, SelectionError
+from ..dataplane.checks import require_int
+from ..dataplane.errors import SelectionError
 from ..dataplane.parameters import resolved
-from .checks import require_int
 from .exchange import gather_rows, on_several_ranks, rank_sizes
+from .state import check_settings
 
 __all__ = ["CoLMSelector", "SmallBatch", "in_micro_batches"]
 
@@ -216,13 +217,7 @@ class CoLMSelector:
         ResumeMismatchError
             Where it is of other settings.
         """
-        for name, expected in self._identity().items():
-            found = state.get(name) if isinstance(state, Mapping) else None
-            if found != expected:
-                raise ResumeMismatchError(
-                    f"The selector's state has {name} = {found!r}; expected {expected!r}. Load the "
-                    "state that was saved by this selector, or start without one."
-                )
+        check_settings(state, self._identity(), "selector")
         self.step = int(state["step"])
         moments = state["moments"]
         self._moments = None if moments is None else Moments.from_state(moments)

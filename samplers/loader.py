@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..dataplane.checks import require_int
 from ..dataplane.errors import ParameterError
 from ..dataplane.pack_cache import CACHE_BYTES
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
 from .buffers import Buffers
-from .checks import require_int
 from .collate import Collate, resolve_collate
 from .iteration import Ahead, Iteration, prefetched
 from .pipeline import Pipeline

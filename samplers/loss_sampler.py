@@ -33,12 +33,13 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..dataplane.bitmap import Bitmap
-from ..dataplane.errors import ResumeMismatchError, RowIdError, SelectionError, WorldSizeError
+from ..dataplane.checks import require_int
+from ..dataplane.errors import RowIdError, SelectionError, WorldSizeError
 from ..dataplane.parameters import resolved
 from ..dataplane.random import Permutation
-from .checks import require_int
 from .exchange import gather_pairs, on_several_ranks
 from .ranks import OnUneven, resolve_ranks, share_steps
+from .state import check_settings
 
 __all__ = ["Chosen", "IndexedDataset", "LossSampler"]
 
@@ -345,13 +346,7 @@ class LossSampler(Sampler[list[int]]):
         ResumeMismatchError
             Where it is no state, or one of another method, seed, dataset size or batch size.
         """
-        for name, expected in self._identity().items():
-            found = state.get(name) if isinstance(state, Mapping) else None
-            if found != expected:
-                raise ResumeMismatchError(
-                    f"The sampler's state has {name} = {found!r}; expected {expected!r}. Load the "
-                    "state that was saved by this sampler, or start without one."
-                )
+        check_settings(state, self._identity(), "sampler")
         words = state["selected"].numpy().view(np.uint64).copy()
         weights = None if state["weights"] is None else state["weights"].numpy().copy()
         self._losses = state["losses"].numpy().copy()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..coresets.hard_batches import HardBatches
 from ..coresets.importance import Importance
 from ..coresets.infobatch import InfoBatch
+from ..coresets.loss_search import saving
 from ..coresets.random_share import RandomShare
 from ..coresets.seta import SeTa
 from ..dataplane.bitmap import Bitmap
@@ -171,12 +172,7 @@ class HardBatchSampler(LossSampler):
         plan = BatchPlan.cut(order, size)
         at = order.view(np.int64)
         reduced = self.method.reduce(plan, losses[at], epoch, scored=scored[at])
-        report = {
-            "epoch": epoch,
-            "rows": self.rows,
-            "selected": len(reduced.rows),
-            "saved": 1 - len(reduced.rows) / self.rows,
-        }
+        report = {"epoch": epoch, **saving(len(reduced.rows), self.rows)}
         return Chosen(epoch, Bitmap.of(self.rows, [reduced.rows]), None, report)
 
     def _steps(self, chosen: Chosen) -> int:

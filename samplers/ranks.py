@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed
 
+from ..dataplane.checks import require_int, require_one_of
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import ParameterError, WorldSizeError
 from ..dataplane.plan import Unit
-from .checks import require_int, require_one_of
 
 __all__ = ["OnUneven", "Ranks", "Shares", "check_world", "resolve_ranks", "share_steps"]
 

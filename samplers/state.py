@@ -138,3 +138,23 @@ def _check_parent(state: LoaderState, manifest: Manifest) -> None:
             "not hold. Load a state at or before the first change, or go on with the plan that the "
             "state was saved with."
         )
+
+
+def check_settings(state: Any, expected: Mapping[str, Any], owner: str) -> None:
+    """Raise `ResumeMismatchError` unless a state was saved with some settings.
+
+    Parameters
+    ----------
+    state : mapping
+    expected : mapping
+        The settings, by the names that they have in the state.
+    owner : str
+        What takes the state: ``"sampler"``.
+    """
+    for name, wanted in expected.items():
+        found = state.get(name) if isinstance(state, Mapping) else None
+        if found != wanted:
+            raise ResumeMismatchError(
+                f"The {owner}'s state has {name} = {found!r}; expected {wanted!r}. Load the state "
+                f"that was saved by this {owner}, or start without one."
+            )

@@ -24,12 +24,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from ..dataplane.checks import require_int, require_one_of
 from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import ParameterError, ResumeMismatchError
 from ..dataplane.lineage import state_id
 from ..dataplane.manifest import Manifest
 from ..dataplane.series import Plan, Series, open_plan
-from .checks import require_int, require_one_of
 from .pieces import Pieces, deal, whole_steps
 from .ranks import Ranks, batches_in_step, check_world
 from .state import LoaderState, check_state, rows_before

@@ -219,7 +219,7 @@ def test_occurrences_given_by_the_caller(tmp_path: Path) -> None:
 
 
 def test_ranges_do_not_change_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal_parts, "BLOCK_BYTES", 7 * 28)
+    monkeypatch.setattr(signal_parts, "BLOCK_BYTES", 7 * 28)  # of 28 bytes each
     rng = np.random.default_rng(0)
     with writing(tmp_path / "s", part_rows=30) as store:
         for step in range(20):
@@ -445,7 +445,7 @@ def test_four_processes_write_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(signal_parts, "BLOCK_BYTES", 8 * 28)
+    monkeypatch.setattr(signal_parts, "BLOCK_BYTES", 8 * 28)  # of 28 bytes each
     monkeypatch.setattr(signal_compaction, "RANGE_OBSERVATIONS", 40)
     for attempt in range(2):
         with writing(tmp_path / "s", part_rows=1) as store:

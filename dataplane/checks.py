@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ..dataplane.errors import ParameterError, nearest
+from .errors import ParameterError, nearest
 
 __all__ = ["require_int", "require_one_of"]
 
