@@ -2,6 +2,7 @@ from .budgets import apportion as apportion
 from .budgets import small_sources as small_sources
 from .budgets import source_budgets as source_budgets
 from .colm import CoLM as CoLM
+from .craig import CRAIG as CRAIG
 from .facility_location import FacilityLocation as FacilityLocation
 from .facility_location import facility_location as facility_location
 from .gradients import Moments as Moments
@@ -9,10 +10,14 @@ from .gradients import keep_largest as keep_largest
 from .gradients import last_layer_gradients as last_layer_gradients
 from .gradients import per_sample_gradients as per_sample_gradients
 from .gradients import spsa_probes as spsa_probes
+from .gradmatch import GradMatch as GradMatch
 from .hard_batches import HardBatches as HardBatches
 from .importance import Importance as Importance
 from .infobatch import InfoBatch as InfoBatch
+from .k_center import KCenter as KCenter
 from .keys import match_keys as match_keys
+from .random_rows import RandomRows as RandomRows
+from .random_rows import StratifiedRows as StratifiedRows
 from .random_share import RandomShare as RandomShare
 from .seta import SeTa as SeTa
 from .split import in_split as in_split

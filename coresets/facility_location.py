@@ -8,6 +8,9 @@ enters the first gain and f, where it hides differences: judge selections by the
 
 - Gains are float64 sums, computed anew where they count; a tie goes to the smaller id. So the same
   rows are chosen in whatever order, memory layout or number of threads they come.
+- On a line (one number a row, or multiples of one direction) the optimum is found as well, by
+  dynamic programming, and taken where it costs less. ``optimizer="stochastic"`` looks at random
+  candidates only; `medoids` says how.
 - ``weights="cluster"`` are how many rows each chosen one is nearest to, itself among them: with
   them weighted sums of gradients come near those of all rows. ``"uniform"`` is 1 for each.
 - ``refine`` exchanges rows as long as that lowers the cost (FasterPAM), which greedy choice leaves
@@ -25,6 +28,7 @@ enters the first gain and f, where it hides differences: judge selections by the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -32,9 +36,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.checks import require_one_of
-from ..dataplane.errors import SelectionError, examples
-from ..dataplane.random import Stream, keys
+from ..dataplane.errors import ParameterError, SelectionError, examples
+from ..dataplane.random import checked_seed
 from .distances import Metric, distances_to, pairwise_distances
+from .medoids import Chosen, Optimizer, Search, choose, choose_in_parts, on_a_line, unmet_gains
 
 __all__ = ["FacilityLocation", "Weights", "check_size", "comparable_rows", "facility_location"]
 
@@ -45,9 +50,7 @@ F64 = npt.NDArray[np.float64]
 
 Weights = Literal["cluster", "uniform"]
 
-_PASSES = 100  # over all rows, of exchanges
-_ROUNDS = 3  # of a choice in parts, in which each cluster finds its centre
-_AT_ONCE = 4096  # rows that are compared with the chosen ones
+_AT_ONCE = 1024  # candidates whose gains are computed together
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class FacilityLocation:
     left_out : uint64, shape (m,)
         Positions of rows that cannot be compared.
     parts : int
-        In which rows were chosen; 1 where the choice is exact.
+        In which rows were chosen; 1 where all were compared.
+    bound : float or None
+        A cost that no k rows fall below, where it was asked for.
     """
 
     rows: U64
@@ -81,6 +86,7 @@ class FacilityLocation:
     farthest: float
     left_out: U64
     parts: int = 1
+    bound: float | None = None
 
 
 def facility_location(
@@ -90,9 +96,13 @@ def facility_location(
     metric: Metric | Literal["kernel"] = "l1",
     ids: npt.ArrayLike | None = None,
     weights: Weights = "cluster",
+    optimizer: Optimizer = "auto",
     refine: bool = False,
+    epsilon: float = 0.01,
+    seed: int = 0,
     nonfinite: Literal["leave-out", "fail"] = "leave-out",
     kernel_bytes: int = 1 << 30,
+    bound: bool = False,
     threads: int | None = None,
 ) -> FacilityLocation:
     """Choose the k rows that stand for all rows best.
@@ -109,13 +119,23 @@ def facility_location(
     ids : uint64, shape (n,), optional
         Row ids, by which ties are decided; positions when None.
     weights : {'cluster', 'uniform'}
+    optimizer : {'auto', 'lazy', 'stochastic'}
+        The exact greedy choice, or the optimum where rows are on a line and it costs less; the
+        greedy choice always; or the best of random candidates.
     refine : bool
         Exchange rows as long as that lowers the cost.
+    epsilon : float
+        Of the stochastic choice: n/k · ln(1/epsilon) candidates are looked at for each row chosen.
+    seed : int
+        Of the stochastic choice.
     nonfinite : {'leave-out', 'fail'}
         What becomes of rows that cannot be compared.
     kernel_bytes : int
         Memory that distances may take: 4 n² bytes, or rows are chosen in parts. A kernel that is
         given is there already, and not held against it.
+    bound : bool
+        Compute a cost that no k rows fall below, from what could be gained yet; takes a pass over
+        all pairs of rows. It says little where many rows are near each one chosen.
     threads : int, optional
         That compute distances; one a core when None.
 
@@ -131,6 +151,9 @@ def facility_location(
         of the first rows that cannot be compared.
     ParameterError
     """
+    require_one_of("optimizer", optimizer, get_args(Optimizer))
+    if not 0 < epsilon < 1:
+        raise ParameterError(f"'epsilon' must be a float in the range (0, 1). Got {epsilon}.")
     values = _checked(features, metric, weights, nonfinite)
     names = _ids(ids, len(values))
     usable = comparable_rows(values, metric)
@@ -145,18 +168,27 @@ def facility_location(
     order = np.flatnonzero(usable)[np.argsort(names[usable], kind="stable")]
     n = len(order)
     check_size(k, n)
+    search = Search(optimizer, refine, epsilon, checked_seed(seed))
     most = math.isqrt(kernel_bytes // 4)
     if k > most and n > most and metric != "kernel":
         raise SelectionError(
             f"The distances between {k:,} rows take {4 * k * k:,} bytes, and kernel_bytes allows "
             f"{kernel_bytes:,}. Choose fewer rows, or give it more."
         )
-    if n <= most or metric == "kernel":
-        far = _distances(values, order, metric, threads)
-        found, parts = _choose(far, np.ones(n), k, refine), 1
+    parts = 1
+    if metric == "kernel":
+        found = choose(_kernel_distances(values, order), k, search)
     else:
-        parts = -(-n // most) if k else 1
-        found = _in_parts(values[order], names[order], k, metric, parts, most, refine, threads)
+        rows = values if _is_in_order(order, len(values)) else values[order]
+        if n <= most:
+            line = on_a_line(rows, metric) if optimizer == "auto" and k else None
+            far = pairwise_distances(rows, metric, threads=threads)
+            found = choose(far, k, search, line=line)
+        else:
+            parts = -(-n // most) if k else 1
+            found = choose_in_parts(
+                rows, names[order], k, metric, search, parts=parts, most=most, threads=threads
+            )
     assignment = np.full(len(values), -1, np.int64)
     assignment[order] = found.owner
     counted = np.bincount(found.owner[found.owner >= 0], minlength=k) if n else np.zeros(k)
@@ -169,7 +201,12 @@ def facility_location(
         found.farthest,
         left_out.astype(np.uint64),
         parts,
+        _bound(values, order, found, metric) if bound else None,
     )
+
+
+def _is_in_order(order: I64, rows: int) -> bool:
+    return len(order) == rows and bool((order[:-1] < order[1:]).all())
 
 
 def check_size(k: int, rows: int) -> None:
@@ -180,117 +217,22 @@ def check_size(k: int, rows: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    picks: I64
-    gains: F64
-    owner: I64
-    cost: float
-    farthest: float
+def _bound(values: F32, order: I64, found: Chosen, metric: Metric | Literal["kernel"]) -> float:
+    """Return a cost that no k rows fall below."""
+    tiles: Iterable[F32]
+    if metric == "kernel":
+        tiles = [_kernel_distances(values, order)]
+    else:
+        rows = values[order]
+        starts = range(0, len(rows), _AT_ONCE)
+        tiles = (distances_to(rows, rows[i : i + _AT_ONCE], metric) for i in starts)
+    return max(0.0, found.cost - unmet_gains(found.near, len(found.picks), tiles))
 
 
-def _choose(far: F32, weight: F64, k: int, refine: bool) -> _Chosen:
-    """Choose k of the rows whose distances to one another are given, shape (n, n)."""
-    from .medoid_kernels import greedy, swap
-
-    n = len(far)
-    farthest = np.float32(far.max(initial=0.0))
-    picks, gains = np.empty(k, np.int64), np.empty(k)
-    # Rows as far as C from all are as near to the first one as to any.
-    owner, near = np.full(n, 0 if k else -1, np.int64), np.empty(n, np.float32)
-    greedy(far, weight, farthest, picks, gains, owner, near)
-    if refine and k and swap(far, weight, picks, _PASSES):
-        chosen = np.sort(picks)
-        owner[:] = 0
-        greedy(far[chosen], weight, farthest, picks, gains, owner, near)
-        picks = chosen[picks]
-    owner[picks] = np.arange(k)  # a chosen row stands for itself, whatever equals it
-    return _Chosen(picks, gains, owner, float(near.sum(dtype=np.float64)), float(farthest))
-
-
-def _in_parts(
-    values: F32,
-    ids: U64,
-    k: int,
-    metric: Metric,
-    parts: int,
-    most: int,
-    refine: bool,
-    threads: int | None,
-) -> _Chosen:
-    """Choose k of each part and k of these; no more than `most` rows are compared at a time."""
-    if not k:
-        return _of_all(values, np.zeros(0, np.int64), metric, 0.0)
-    each = min(k, most // parts)
-    if each * parts < k:
-        raise SelectionError(
-            f"{k:,} rows cannot be chosen of {parts} parts of {most:,} rows; give kernel_bytes "
-            "more."
-        )
-    order = np.argsort(keys(0, Stream.PARTS, 0, ids), kind="stable")
-    kept, stands_for = [], []
-    for part in np.array_split(order, parts):
-        rows = np.sort(part)
-        far = pairwise_distances(values[rows], metric, threads=threads)
-        found = _choose(far, np.ones(len(rows)), min(each, len(rows)), False)
-        kept.append(rows[found.picks])
-        stands_for.append(np.bincount(found.owner, minlength=len(found.picks)))
-    candidates, weight = np.concatenate(kept), np.concatenate(stands_for).astype(np.float64)
-    by_id = np.argsort(candidates)
-    candidates, weight = candidates[by_id], weight[by_id]
-    far = pairwise_distances(values[candidates], metric, threads=threads)
-    picks = candidates[_choose(far, weight, k, refine).picks]
-    best = _of_all(values, picks, metric, float(far.max(initial=0.0)))
-    for _ in range(_ROUNDS):
-        centred = _centred(values, best, metric, most)
-        found = _of_all(values, centred, metric, best.farthest)
-        if found.cost >= best.cost:
-            break
-        best = found
-    return best
-
-
-def _centred(values: F32, chosen: _Chosen, metric: Metric, most: int) -> I64:
-    """Return for each chosen row that of its cluster which is nearest to all of it."""
-    picks = chosen.picks.copy()
-    order = np.argsort(chosen.owner, kind="stable")
-    cuts = np.searchsorted(chosen.owner[order], np.arange(len(picks) + 1))
-    for place in range(len(picks)):
-        rows = order[cuts[place] : cuts[place + 1]]
-        if 2 < len(rows) <= most:
-            far = pairwise_distances(values[rows], metric, threads=1)
-            sums = far.sum(axis=1, dtype=np.float64)
-            here = int(np.searchsorted(rows, picks[place]))
-            if sums.min() < sums[here]:
-                picks[place] = rows[int(np.argmin(sums))]
-    return picks
-
-
-def _of_all(values: F32, picks: I64, metric: Metric, farthest: float) -> _Chosen:
-    """Compute what is known of chosen rows from their distances to all."""
-    n, gains = len(values), np.zeros(len(picks))
-    owner, near = np.zeros(n, np.int64), np.zeros(n, np.float32)
-    if not len(picks):
-        return _Chosen(picks, gains, owner - 1, n * farthest, farthest)
-    from .medoid_kernels import take_in
-
-    for start in range(0, n, _AT_ONCE):
-        here = slice(start, start + _AT_ONCE)
-        far = distances_to(values[here], values[picks], metric)
-        farthest = max(farthest, float(far.max()))
-        take_in(far, gains, owner[here], near[here])
-    gains[0] += n * farthest
-    owner[picks] = np.arange(len(picks))  # a chosen row stands for itself
-    return _Chosen(picks, gains, owner, float(near.sum(dtype=np.float64)), farthest)
-
-
-def _distances(
-    values: F32, order: I64, metric: Metric | Literal["kernel"], threads: int | None
-) -> F32:
-    if metric != "kernel":
-        return pairwise_distances(values[order], metric, threads=threads)
-    kernel = values[np.ix_(order, order)].T
-    return np.ascontiguousarray(kernel.max(initial=-np.inf) - kernel)
+def _kernel_distances(kernel: F32, order: I64) -> F32:
+    """Return how far each candidate is from each row, by a kernel; shape (candidates, rows)."""
+    ordered = kernel[np.ix_(order, order)].T
+    return np.ascontiguousarray(ordered.max(initial=-np.inf) - ordered)
 
 
 def comparable_rows(features: npt.ArrayLike, metric: str) -> npt.NDArray[np.bool_]:

@@ -76,6 +76,84 @@ def greedy(far, weight, farthest, picks, gains, owner, near):
 
 
 @njit(cache=True, nogil=True)
+def stochastic_greedy(far, weight, farthest, draws, picks, gains, owner, near):
+    """Choose candidates, each time the best of some that are drawn of those left.
+
+    ``draws`` are random numbers, one for each look; shape (k, looks).
+    """
+    left = np.arange(far.shape[0])
+    near[:] = farthest
+    size = left.size
+    for number in range(picks.size):
+        place, best = -1, -1.0
+        for turn in range(min(draws.shape[1], size)):
+            # The candidates that were looked at come first: each is looked at once.
+            drawn = turn + np.int64(draws[number, turn] % np.uint64(size - turn))
+            left[turn], left[drawn] = left[drawn], left[turn]
+            gain = _gain(far[left[turn]], near, weight)
+            if gain > best or (gain == best and left[turn] < left[place]):
+                place, best = turn, gain
+        picks[number], gains[number] = left[place], best
+        _come_near(far[left[place]], near, owner, number)
+        size -= 1
+        left[place] = left[size]
+
+
+@njit(cache=True, nogil=True)
+def gains_left(far, near):
+    """Return what each candidate would gain yet; float64, shape (candidates,)."""
+    out, ones = np.empty(far.shape[0]), np.ones(near.size)
+    for j in range(far.shape[0]):
+        out[j] = _gain(far[j], near, ones)
+    return out
+
+
+@njit(cache=True, inline="always")
+def _interval_cost(at, sums, start, stop):
+    """Return the sum of distances of sorted numbers to the middle one of them."""
+    middle = (start + stop - 1) // 2
+    below = at[middle] * (middle - start) - (sums[middle] - sums[start])
+    return below + (sums[stop] - sums[middle]) - at[middle] * (stop - middle)
+
+
+@njit(cache=True, nogil=True)
+def median_cuts(at, sums, k):
+    """Return where the last of c + 1 intervals of the first j numbers begins; int32, (k, n + 1).
+
+    The best c + 1 intervals of the first j are the best c of the first i and one more; that i
+    never moves left as j grows, so the middle j of a range bounds those on either side. Ties go to
+    the lower cut. ``at`` ascends, ``sums`` are its prefix sums.
+    """
+    n = at.size
+    table = np.zeros((k, n + 1), np.int32)
+    before, after = np.empty(n + 1), np.empty(n + 1)
+    for j in range(1, n + 1):
+        before[j] = _interval_cost(at, sums, 0, j)
+    stack = np.empty((64, 4), np.int64)
+    for c in range(1, k):
+        stack[0] = (c + 1, n, c, n - 1)
+        size = 1
+        while size:
+            size -= 1
+            first, last, low, high = stack[size]
+            j = (first + last) // 2
+            best, cut = np.inf, low
+            for i in range(low, min(high, j - 1) + 1):
+                cost = before[i] + _interval_cost(at, sums, i, j)
+                if cost < best:
+                    best, cut = cost, i
+            after[j], table[c, j] = best, cut
+            if first < j:
+                stack[size] = (first, j - 1, low, cut)
+                size += 1
+            if j < last:
+                stack[size] = (j + 1, last, cut, high)
+                size += 1
+        before, after = after, before
+    return table
+
+
+@njit(cache=True, nogil=True)
 def take_in(far, gains, owner, near):
     """Find which of k chosen ones is nearest to each row; add what each gained when it was chosen.
 

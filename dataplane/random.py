@@ -91,6 +91,8 @@ class Stream(IntEnum):
     IMPORTANCE = 16
     PROBE = 17
     PARTS = 18
+    LAZIER = 19
+    RANDOM_ROWS = 20
 
 
 def _mix(x: int) -> int:

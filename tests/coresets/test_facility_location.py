@@ -77,12 +77,13 @@ def test_a_line() -> None:
 
 
 def test_greedy_is_not_the_best_and_refining_reaches_it() -> None:
-    greedy = facility_location(REFINED, 2)
+    greedy = facility_location(REFINED, 2, optimizer="lazy")
     assert (greedy.rows.tolist(), greedy.gains.tolist(), greedy.cost) == ([1, 2], [35, 10], 11)
-    refined = facility_location(REFINED, 2, refine=True)
-    assert set(refined.rows.tolist()) == {2, 4}
-    assert refined.cost == 5
-    assert refined.gains.sum() == 7 * 8 - 5
+    for options in ({"optimizer": "lazy", "refine": True}, {"optimizer": "auto"}):
+        better = facility_location(REFINED, 2, **options)  # type: ignore[arg-type]
+        assert set(better.rows.tolist()) == {2, 4}
+        assert better.cost == 5
+        assert better.gains.sum() == 7 * 8 - 5
 
 
 def test_scale_changes_no_choice() -> None:
@@ -105,7 +106,7 @@ def test_as_the_naive_greedy_choice(seed: int, metric: Any) -> None:
     n, k = int(draw.integers(1, 40)), 0
     k = int(draw.integers(0, n + 1))
     x = some(n, int(draw.integers(1, 7)), seed)
-    found = facility_location(x, k, metric=metric)
+    found = facility_location(x, k, metric=metric, optimizer="lazy")
     picks, gains = naive_greedy(distances(x, metric), k)
     far = distances(x, metric)
     if found.rows.tolist() != picks:  # only where gains are the same but for rounding
@@ -325,6 +326,12 @@ def test_zero_rows() -> None:
             ParameterError,
             "'metric' .* 'l1', 'l2', 'cosine', 'kernel'",
         ),
+        (
+            lambda: facility_location(some(4, 2), 1, optimizer="naive"),  # type: ignore[arg-type]
+            ParameterError,
+            "'optimizer' .* 'auto', 'lazy', 'stochastic'",
+        ),
+        (lambda: facility_location(some(4, 2), 1, epsilon=1.0), ParameterError, r"\(0, 1\)"),
         (
             lambda: facility_location(some(4, 2), 1, weights="all"),  # type: ignore[arg-type]
             ParameterError,
