@@ -16,8 +16,8 @@ from .importance import Importance as Importance
 from .infobatch import InfoBatch as InfoBatch
 from .k_center import KCenter as KCenter
 from .keys import match_keys as match_keys
+from .random_rows import KeepSmall as KeepSmall
 from .random_rows import RandomRows as RandomRows
-from .random_rows import StratifiedRows as StratifiedRows
 from .random_share import RandomShare as RandomShare
 from .seta import SeTa as SeTa
 from .split import in_split as in_split

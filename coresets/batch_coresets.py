@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ..dataplane.errors import SelectionError, examples, nearest
 from ..dataplane.plan import Selection
 from .budgets import Rounding, SourceBudgets, apportion, small_sources, source_budgets
+from .distances import Metric
 from .facility_location import check_size, comparable_rows
 
 __all__ = ["BatchCoreset", "Picked", "Pools"]
@@ -61,7 +62,7 @@ class BatchCoreset(ABC):
 
     pools: ClassVar[Pools] = "batch"
     by_features: ClassVar[bool] = True
-    metric: str = "l2"
+    metric: Metric = "l2"
     rounding: Rounding = "largest-remainder"
 
     @property

@@ -1,6 +1,6 @@
 """Random small batches: what every choice by features is held against.
 
-`RandomRows` draws k rows of the large batch. `StratifiedRows` keeps small sources whole and draws
+`RandomRows` draws k rows of the large batch. `KeepSmall` keeps small sources whole and draws
 the others' shares at random: CoLM without its features. It explains most of what CoLM gains, and
 costs nothing; a choice by features is worth its forward passes where it beats this one.
 
@@ -19,7 +19,7 @@ from ..dataplane.random import Stream, keys
 from .batch_coresets import F32, U64, BatchCoreset, Picked
 from .budgets import Rounding
 
-__all__ = ["RandomRows", "StratifiedRows", "StratifiedRowsSettings"]
+__all__ = ["RandomRows", "KeepSmall", "KeepSmallSettings"]
 
 
 def _drawn(seed: int, ids: U64, k: int, epoch: int) -> Picked:
@@ -40,7 +40,7 @@ class RandomRows(BatchCoreset):
 
 
 @parameters
-class StratifiedRowsSettings:
+class KeepSmallSettings:
     """What stratified rows can be told, their seed left out."""
 
     rounding: Annotated[
@@ -49,8 +49,8 @@ class StratifiedRowsSettings:
 
 
 @parameters
-class StratifiedRows(StratifiedRowsSettings, BatchCoreset):
-    """Parameters of stratified rows."""
+class KeepSmall(KeepSmallSettings, BatchCoreset):
+    """Parameters of keep-small."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 64, description="seed of the draws")] = 0
 

@@ -93,6 +93,7 @@ class Stream(IntEnum):
     PARTS = 18
     LAZIER = 19
     RANDOM_ROWS = 20
+    BASELINE = 21
 
 
 def _mix(x: int) -> int:

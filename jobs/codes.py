@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ..dataplane.key_hash import hash_column
 from ..dataplane.row_column import RowColumn
+from ..dataplane.rowset import RowSet
 from .context import JobContext
-from .stages import PlanState
 
 __all__ = ["CODE_BYTES", "hash_rows", "read_codes"]
 
@@ -23,7 +23,7 @@ CODE_BYTES = 12
 _VALUE_BYTES = 32  # a distinct value, while they are found
 
 
-def read_codes(job: JobContext, state: PlanState, column: str) -> RowColumn:
+def read_codes(job: JobContext, rows: RowSet, column: str) -> RowColumn:
     """Return the codes of a column's values by rank, int32; epochs of the same rows read it once.
 
     Raises
@@ -31,14 +31,14 @@ def read_codes(job: JobContext, state: PlanState, column: str) -> RowColumn:
     ParameterError
         Where the distinct values do not fit the job's memory.
     """
-    rows, codes = job.codes.get(column, (None, None))
-    if codes is None or rows is not state.rows:
-        hashes = job.map_rows(f"reading '{column}'", hash_rows, state.rows, [column], column=column)
+    known, codes = job.codes.get(column, (None, None))
+    if codes is None or known is not rows:
+        hashes = job.map_rows(f"reading '{column}'", hash_rows, rows, [column], column=column)
         values = _distinct(job, hashes, column)
         codes = job.column(
             np.searchsorted(values, part).astype(np.int32) for part in hashes.chunks()
         )
-        job.codes[column] = (state.rows, codes)
+        job.codes[column] = (rows, codes)
     return codes
 
 

@@ -55,6 +55,10 @@ class JobContext:
         Where the training's signals are.
     losses : dict
         Losses that were read, by where they are from.
+    digests : dict
+        Of the signals that were used, by name; None of what is no signal.
+    kept : dict
+        What stages read before the first epoch, by what it is.
     """
 
     dataset: Dataset
@@ -72,6 +76,8 @@ class JobContext:
     epochs: tuple[int, int] = (0, 1)
     signal: Signal | None = None
     losses: dict[str, Losses] = field(default_factory=dict)
+    digests: dict[str, str | None] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def map_rows(
         self,

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from ..clustering.kmeans import KMeans, assign
-from ..dataplane.columns import as_arrow, as_matrix, numpy_type
 from ..dataplane.dataset import Dataset
-from ..dataplane.errors import ColumnTypeError, needs_extra
+from ..dataplane.errors import needs_extra
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream
 from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .cluster_batches import make_batches
 from .context import JobContext
+from .features import feature_width, read_rows
 from .invalid import settle_invalid
 from .stages import BatchStage, Choice, Columns, GroupStage, PlanState
 
@@ -71,13 +70,13 @@ class KMeansGroup(GroupStage):
         return make_batches(self.batches, drop_last=self.drop_last)
 
     def cost(self, dataset: Dataset, rows: int) -> float:
-        width = sum(_width(dataset, c) for c in self.columns)
+        width = sum(feature_width(dataset, c) for c in self.columns)
         sample = min(rows, self.k * self.rows_per_center)
         training = sample * self.k * width * self.max_iter / 4  # it seldom needs them all
         return 2 * super().cost(dataset, rows) + 2 * (training + rows * self.k * width) / _FLOPS
 
     def memory(self, spec: JobSpec, dataset: Dataset) -> int:
-        width = sum(_width(dataset, c) for c in self.columns)
+        width = sum(feature_width(dataset, c) for c in self.columns)
         sample = min(dataset.rows, self.k * self.rows_per_center)
         return _LIBRARIES + sample * (_VALUE_BYTES * width + _SAMPLE_BYTES)
 
@@ -86,7 +85,7 @@ class KMeansGroup(GroupStage):
 
     def group(self, job: JobContext, state: PlanState) -> PlanState:
         for column in self.columns:
-            _width(job.dataset, column)
+            feature_width(job.dataset, column)
         model = KMeans(
             k=self.k, seed=job.seed, rows_per_center=self.rows_per_center, max_iter=self.max_iter
         )
@@ -135,43 +134,6 @@ class KMeansGroup(GroupStage):
             job.on_invalid,
             job.progress,
         )
-
-
-def _width(dataset: Dataset, column: str) -> int:
-    """Return the numbers a row of a column, which must be numeric."""
-    type_ = dataset.schema.field(column).type
-    known = numpy_type(type_)
-    if known is None:
-        raise ColumnTypeError(
-            f"Column '{column}' is {type_}: k-means needs numbers or fixed-size lists of numbers."
-        )
-    return int(np.prod(known[1], dtype=np.int64))
-
-
-def read_rows(batch: pa.RecordBatch, ids: Any, columns: list[str]) -> npt.NDArray[np.float32]:
-    """Return the batch as float32 rows, all NaN where a value is null; a row function."""
-    valid = np.ones(batch.num_rows, dtype=bool)
-    for column in columns:
-        valid &= _without_nulls(batch.column(column))
-    if valid.all():
-        return as_matrix(batch, columns)
-    whole = as_matrix(batch.take(as_arrow(np.flatnonzero(valid))), columns)
-    out = np.full((batch.num_rows, whole.shape[1]), np.nan, dtype=np.float32)
-    out[valid] = whole
-    return out
-
-
-def _without_nulls(array: pa.Array) -> npt.NDArray[np.bool_]:
-    """Return which rows hold no null, at any depth of fixed-size lists."""
-    valid = np.array(array.is_valid())
-    while pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        # Null lists keep their slots, so that a row's values stay where they are.
-        inner = array.values.slice(array.offset * size, len(array) * size)
-        if inner.null_count and not pa.types.is_fixed_size_list(inner.type):
-            valid &= np.array(pc.is_valid(inner)).reshape(len(valid), -1).all(axis=1)
-        array = inner
-    return valid
 
 
 def assign_rows(

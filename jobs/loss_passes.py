@@ -19,9 +19,9 @@ from ..dataplane.bitmap import Bitmap
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.row_column import CHUNK_ROWS
 from .context import JobContext
-from .loss_reading import id_runs, run_tasks
 from .losses import Losses
 from .quantiles import Packed
+from .signal_reading import id_runs, run_tasks
 from .stages import PlanState
 
 __all__ = ["search_rows"]

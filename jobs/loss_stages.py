@@ -21,8 +21,8 @@ from ..dataplane.parameters import parameters, resolved
 from ..dataplane.plan import WeightSemantics
 from .context import JobContext
 from .loss_passes import search_rows
-from .loss_reading import column_losses, signal_losses
 from .losses import Losses
+from .signal_reading import column_losses, signal_losses
 from .stages import Choice, PlanState, SelectStage
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class LossInput:
         else:
             found = signal_losses(job, job.signal, self.loss, job.epochs[0])
         job.losses[self.losses_key] = found
+        job.digests[self.losses_key] = found.digest
         start, stop = job.epochs
         if stop - start > _FROM_ONE_LOSS:
             job.progress.warn(

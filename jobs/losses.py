@@ -1,7 +1,7 @@
 """The losses that a job selects by, and where they are from.
 
 They come from a signal store, a single file (`dataplane.signal_file`), or a column of the dataset;
-`loss_reading` reads them.
+`signal_reading` reads them.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _loss_rows(ids: U64, found: F32) -> LossRows:
     return LossRows(ids, found, np.isfinite(found))
 
 
-def signals_digest(losses: Mapping[str, Losses]) -> str | None:
+def signals_digest(digests: Mapping[str, str | None]) -> str | None:
     """Return the digest of the signals that a job used; None of none."""
-    found = {key: one.digest for key, one in losses.items() if one.digest is not None}
+    found = {key: one for key, one in digests.items() if one is not None}
     return digest(found) if len(found) > 1 else next(iter(found.values()), None)

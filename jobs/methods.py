@@ -96,6 +96,48 @@ METHODS: dict[str, Method] = {
             "hard_batches:HardBatchReduce",
             verb=True,
         ),
+        Method(
+            "colm",
+            "reduce",
+            "CoLM: small sources whole, of the others rows that stand for them; for mixtures",
+            "colm:CoLMReduce",
+            verb=True,
+        ),
+        Method(
+            "craig",
+            "reduce",
+            "CRAIG: of each class weighted rows that stand for it; for redundant labelled data",
+            "craig:CRAIGReduce",
+            verb=True,
+        ),
+        Method(
+            "gradmatch",
+            "reduce",
+            "GradMatch: weighted rows that add up to the batch's gradient; for exact gradients",
+            "gradmatch:GradMatchReduce",
+            verb=True,
+        ),
+        Method(
+            "k-center",
+            "reduce",
+            "k-centre greedy: rows that leave none far from all; for coverage of clean data",
+            "k_center:KCenterReduce",
+            verb=True,
+        ),
+        Method(
+            "keep-small",
+            "reduce",
+            "small sources whole, the others at random: most of CoLM's gain, without features",
+            "random_rows:KeepSmallReduce",
+            verb=True,
+        ),
+        Method(
+            "random-rows",
+            "reduce",
+            "random rows of each batch: the baseline of every choice of small batches",
+            "random_rows:RandomRowsReduce",
+            verb=True,
+        ),
     )
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..dataplane.errors import SelectionError
-from ..dataplane.plan import BatchPlan
+from ..dataplane.plan import BatchPlan, SideColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
 from .spec import JobSpec
@@ -49,6 +49,11 @@ class Pipeline:
             stage.prepare(self._job)
 
     @property
+    def side(self) -> tuple[SideColumn, ...]:
+        """The side columns of the micro-batches."""
+        return self.batch.side + tuple(c for stage in self._reduces for c in stage.side)
+
+    @property
     def weight_semantics(self) -> Any:
         found = [s.weight_semantics for s in self._stages if s.weight_semantics is not None]
         return found[0] if found else None
@@ -58,6 +63,8 @@ class Pipeline:
         """Run the selects and the group of an epoch; what only it needs goes with the block."""
         if self._cached is None:
             self._cached = self._run(self._before[: self._fixed], self._start, epoch)
+            for stage in self._reduces:
+                stage.read(self._job, self._cached.rows)
         changing = self._before[self._fixed :]
         with self._job.work.epoch(epoch) if changing else nullcontext():
             state = self._run(changing, self._cached, epoch)

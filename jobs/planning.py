@@ -188,9 +188,9 @@ def run_job(spec: JobSpec, *, progress: Progress | None = None) -> Manifest:
             seed=spec.seed,
             unit=pipeline.batch.unit,
             weight_semantics=pipeline.weight_semantics,
-            side=pipeline.batch.side,
+            side=pipeline.side,
             parent=parent,
-            signals=signals_digest(job.losses),
+            signals=signals_digest(job.digests),
             deep_hashes=deep,
         ) as writer:
             finished = Finished(job, writer, target.beside, spec.epochs)

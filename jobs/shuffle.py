@@ -121,7 +121,9 @@ class Shuffle(BatchStage):
         return list(dict.fromkeys(c for c in (self.stratify, self.balance) if c is not None))
 
     def batches(self, job: JobContext, state: PlanState, epoch: int) -> Iterator[BatchPlan]:
-        spread = None if self.balance is None else _Spread(read_codes(job, state, self.balance))
+        spread = (
+            None if self.balance is None else _Spread(read_codes(job, state.rows, self.balance))
+        )
         for ranks, offsets in self._pieces(job, state, epoch):
             weights = None if state.weights is None else state.weights.at(ranks)
             plan = BatchPlan.of(offsets, state.rows.at(ranks), weights)
@@ -174,7 +176,7 @@ class Shuffle(BatchStage):
         """Return ranks in order; permutations are computed as they are sliced."""
         n = len(state.rows)
         if self.stratify is not None:
-            return stratify(job, state.rows, read_codes(job, state, self.stratify), epoch)
+            return stratify(job, state.rows, read_codes(job, state.rows, self.stratify), epoch)
         return self._shuffled(n, job.seed, epoch)
 
     def _shuffled(self, n: int, seed: int, epoch: int) -> Permutation | BlockOrder:

@@ -263,6 +263,11 @@ class ReduceStage(Stage):
     """Makes a plan of a plan, micro-batch by micro-batch."""
 
     kind = "reduce"
+    side: ClassVar[tuple[SideColumn, ...]] = ()
+    """What it adds to the micro-batches' side columns."""
+
+    def read(self, job: JobContext, rows: RowSet) -> None:
+        """Read what is needed of the rows that take part in any epoch; before the first one."""
 
     def begin(
         self, job: JobContext, plans: Callable[[], Iterator[BatchPlan]], epoch: int

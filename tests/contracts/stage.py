@@ -157,9 +157,10 @@ def check_reduce(stage: ReduceStage, job: JobContext, state: PlanState) -> None:
     """No row that was not in the same micro-batch, whatever the chunks that come."""
     plan = BatchPlan.cut(state.rows.ids(), job.batch_size)
     chunks = [plan.slice(k, min(k + 3, len(plan))) for k in range(0, len(plan), 3)]
+    stage.read(job, state.rows)
     for epoch in (0, 1):
         reduced = stage.begin(job, lambda: iter([plan]), epoch)(plan)
-        reduced.check(())
+        reduced.check(stage.side)
         in_chunks = stage.begin(job, lambda: iter(chunks), epoch)
         parts = BatchPlan.concat([in_chunks(chunk) for chunk in chunks])
         assert parts.rows.tolist() == reduced.rows.tolist()

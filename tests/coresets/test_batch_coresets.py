@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batchloom.coresets import CRAIG, CoLM, GradMatch, KCenter, facility_location
 from batchloom.coresets.gradmatch import matching_pursuit
-from batchloom.coresets.random_rows import RandomRows, StratifiedRows
+from batchloom.coresets.random_rows import KeepSmall, RandomRows
 from batchloom.tests.contracts.batch_coreset import (
     BATCH,
     COUNTS,
@@ -50,9 +50,9 @@ class TestRandomRows(BatchCoresetContract):
         return RandomRows(seed=5)
 
 
-class TestStratifiedRows(BatchCoresetContract):
-    def make(self) -> StratifiedRows:
-        return StratifiedRows(seed=5)
+class TestKeepSmall(BatchCoresetContract):
+    def make(self) -> KeepSmall:
+        return KeepSmall(seed=5)
 
 
 # --- CRAIG ----------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_random_rows_by_epoch_and_seed_without_features() -> None:
 
 def test_stratified_rows_have_the_budgets_of_colm() -> None:
     sources = labels()
-    found = StratifiedRows().select(None, sources, 64, source_counts=COUNTS)
+    found = KeepSmall().select(None, sources, 64, source_counts=COUNTS)
     assert {s["source"]: s["selected"] for s in found.report["sources"]} == {
         "a": 18, "b": 11, "c": 20, "d": 10, "e": 5,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from batchloom.dataplane.errors import (
     SignalConflictError,
     SignalError,
 )
-from batchloom.jobs import loss_passes, loss_reading, plan, run
+from batchloom.jobs import loss_passes, plan, run, signal_reading
 from batchloom.jobs.cli.app import build
 from batchloom.jobs.estimate import estimate
 from batchloom.jobs.losses import open_signal
@@ -168,7 +168,7 @@ def test_partitions_do_not_change_a_byte(
         sizes = tuple(len(p) for p in np.array_split(np.arange(ROWS), parts))
         data = write_small(tmp_path / f"data-{parts}", sizes)
         signal = write_signal(tmp_path / f"s-{parts}", data)
-        monkeypatch.setattr(loss_reading, "RANGE_ROWS", 1 + 2000 // parts)
+        monkeypatch.setattr(signal_reading, "RANGE_ROWS", 1 + 2000 // parts)
         monkeypatch.setattr(loss_passes, "TASK_ROWS", 1 + 1500 // parts)
         used = None if method == "random" else signal
         made = planned(method, data, tmp_path / f"p-{parts}", used)
@@ -181,7 +181,7 @@ def test_tasks_and_workers_do_not_change_the_id(
     small: Path, signal: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = {planned(method, small, tmp_path / "0", signal).manifest_id}
-    monkeypatch.setattr(loss_reading, "RANGE_ROWS", 130)
+    monkeypatch.setattr(signal_reading, "RANGE_ROWS", 130)
     monkeypatch.setattr(loss_passes, "TASK_ROWS", 200)
     ids.add(planned(method, small, tmp_path / "1", signal).manifest_id)
     if method == "seta":

@@ -30,6 +30,12 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "infobatch": {"column": "a"},
         "importance": {"column": "a"},
         "random": {"prune_ratio": 0.4},
+        "colm": {"columns": "x", "sources": "label", "weights": "cluster", "k": 1},
+        "craig": {"columns": "x", "classes": "label", "k": 1},
+        "gradmatch": {"columns": "x"},
+        "k-center": {"columns": "x"},
+        "keep-small": {"sources": "label"},
+        "random-rows": {},
         "hard-batches": {"column": "a", "level": "rows"},
         "split": {"shares": "train=0.7,val=0.3:val", "key": "key"},
     }

@@ -1,4 +1,4 @@
-"""Reading the losses that a job selects by: the latest of each row, by tasks, into a column.
+"""Reading what a job selects by, losses or features: the latest of each row, into a column.
 
 Of what was observed, only epochs before the first one that is planned count: so a plan that is made
 again, after its training has written more, is the same. In the column a row without a loss is NaN,
@@ -33,12 +33,12 @@ from ..dataplane.storage import Location
 from .context import JobContext
 from .losses import Losses, Signal
 
-__all__ = ["column_losses", "id_runs", "run_tasks", "signal_losses"]
+__all__ = ["column_losses", "id_runs", "run_tasks", "signal_features", "signal_losses"]
 
 U64 = npt.NDArray[np.uint64]
 
 RANGE_ROWS = 1 << 22
-"""Rows whose losses a task reads: about 150 MB of a worker."""
+"""Rows of one number whose values a task reads: about 150 MB of a worker."""
 
 
 def run_tasks(job: JobContext, function: Any, tasks: Sequence[Any], *args: Any) -> Iterator[Any]:
@@ -53,8 +53,8 @@ def run_tasks(job: JobContext, function: Any, tasks: Sequence[Any], *args: Any) 
 
 
 @dataclass(frozen=True)
-class LossRange:
-    """Row ids whose losses a task reads.
+class ValueRange:
+    """Row ids whose values a task reads.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class LossRange:
 
     @property
     def label(self) -> str:
-        return f"the losses of rows {self.runs[0][0]:,} to {self.runs[-1][1] - 1:,}"
+        return f"the signal of rows {self.runs[0][0]:,} to {self.runs[-1][1] - 1:,}"
 
     @property
     def example(self) -> str | None:
@@ -78,22 +78,23 @@ class LossRange:
         return None
 
 
-def loss_ranges(snapshot: Snapshot) -> list[LossRange]:
+def value_ranges(snapshot: Snapshot, width: int = 1) -> list[ValueRange]:
     """Cut a snapshot's row ids into ranges of about `RANGE_ROWS`, whatever its fragments are."""
-    ranges: list[LossRange] = []
+    most = max(1, RANGE_ROWS // width)
+    ranges: list[ValueRange] = []
     runs: list[tuple[int, int]] = []
     held = 0
     for start, stop in id_runs(snapshot):
         while start < stop:
-            until = min(stop, start + RANGE_ROWS - held)
+            until = min(stop, start + most - held)
             runs.append((start, until))
             held += until - start
             start = until
-            if held == RANGE_ROWS:
-                ranges.append(LossRange(tuple(runs)))
+            if held == most:
+                ranges.append(ValueRange(tuple(runs)))
                 runs, held = [], 0
     if runs:
-        ranges.append(LossRange(tuple(runs)))
+        ranges.append(ValueRange(tuple(runs)))
     return ranges
 
 
@@ -121,32 +122,84 @@ def signal_losses(job: JobContext, signal: Signal | None, name: str, before: int
         Only what was observed in epochs before this one. A file that names no epochs is read whole.
     """
     snapshot = job.dataset.snapshot
-    if signal is None:
+    store, limit = _store_of(job, signal, name, before)
+    if store is None or limit == 0 or (name not in store.signals and not store.signals):
         return Losses(snapshot, digest=RunningDigest(snapshot).hexdigest())
-    store, limit = signal.store, before
-    if store is None:
-        schema, _ = open_signal_file(signal.location)
-        limit = before if "epoch" in schema.names else 1
-        folder = job.work.new_file("signal")
-        store = import_signal_file(
-            signal.location.path, folder, snapshot, name, storage_options=signal.location.options
+    found = _read(job, store, name, limit, width=0)
+    column = RowColumn((p.segment for p in found), resident=job.budget.resident)
+    return Losses(
+        snapshot,
+        column,
+        sum(p.scored for p in found),
+        sum(p.nonfinite for p in found),
+        _digest(snapshot, column),
+    )
+
+
+def signal_features(
+    job: JobContext, signal: Signal | None, name: str, before: int
+) -> tuple[RowColumn, str]:
+    """Read the latest features of all rows from a signal.
+
+    Parameters
+    ----------
+    job, signal, name, before
+        As of `signal_losses`.
+
+    Returns
+    -------
+    column : RowColumn of float32, shape (d,) a row
+        By rank among all rows; NaN of a row that has none.
+    digest : str
+
+    Raises
+    ------
+    SelectionError
+        Where the signal holds nothing yet.
+    """
+    store, limit = _store_of(job, signal, name, before)
+    parts = [] if store is None or limit == 0 else store.parts(name)
+    if store is None or not parts:
+        raise SelectionError(
+            f"There is no feature of any row yet: the signal '{name}' holds nothing that was "
+            f"written before epoch {before}. Write it first, in a pass over the data, or name "
+            "columns of the dataset (--set columns=NAME)."
         )
-    if limit == 0 or (name not in store.signals and not store.signals):
-        return Losses(snapshot, digest=RunningDigest(snapshot).hexdigest())
-    return _read(job, store, name, limit)
+    found = _read(job, store, name, limit, width=max(1, parts[0].width))
+    column = RowColumn((p.segment for p in found), resident=job.budget.resident)
+    return column, _digest(job.dataset.snapshot, column)
 
 
-def _read(job: JobContext, store: SignalStore, name: str, before: int) -> Losses:
-    snapshot = job.dataset.snapshot
+def _store_of(
+    job: JobContext, signal: Signal | None, name: str, before: int
+) -> tuple[SignalStore | None, int]:
+    """Return the store of a signal, or of a file's values, and before which epoch it counts."""
+    if signal is None or signal.store is not None:
+        return (None if signal is None else signal.store), before
+    schema, _ = open_signal_file(signal.location)
+    store = import_signal_file(
+        signal.location.path,
+        job.work.new_file("signal"),
+        job.dataset.snapshot,
+        name,
+        storage_options=signal.location.options,
+    )
+    return store, before if "epoch" in schema.names else 1
+
+
+def _read(
+    job: JobContext, store: SignalStore, name: str, before: int, *, width: int
+) -> list[RangeValues]:
+    """Read the latest values of all rows, range by range; `width` numbers a row, 0 of losses."""
     torn = store.torn(name)
     if torn:
         job.progress.warn(f"{len(torn)} parts of '{name}' are not whole and left out: {torn[0]}")
     parts = [(str(p.name), p.location.path) for p in store.parts(name)]
     listing = job.work.new_file("parts")
     listing.write_text(json.dumps({"parts": parts}))
-    tasks = loss_ranges(snapshot)
-    found: dict[int, RangeLosses] = {}
-    with job.progress.step("reading losses", snapshot.rows) as bar:
+    tasks = value_ranges(job.dataset.snapshot, max(1, width))
+    found: dict[int, RangeValues] = {}
+    with job.progress.step(f"reading '{name}'", job.dataset.rows) as bar:
         for position, part in run_tasks(
             job,
             read_range,
@@ -155,19 +208,12 @@ def _read(job: JobContext, store: SignalStore, name: str, before: int) -> Losses
             dict(store.location.options),
             name,
             before,
+            width,
             str(job.work.folder),
         ):
             found[position] = part
             bar.advance(tasks[position].rows)
-    ordered = [found[i] for i in range(len(tasks))]
-    column = RowColumn((p.segment for p in ordered), resident=job.budget.resident)
-    return Losses(
-        snapshot,
-        column,
-        sum(p.scored for p in ordered),
-        sum(p.nonfinite for p in ordered),
-        _digest(snapshot, column),
-    )
+    return [found[i] for i in range(len(tasks))]
 
 
 def _digest(snapshot: Snapshot, column: RowColumn) -> str:
@@ -179,7 +225,7 @@ def _digest(snapshot: Snapshot, column: RowColumn) -> str:
 
 
 @dataclass(frozen=True)
-class RangeLosses:
+class RangeValues:
     """What a task read."""
 
     segment: Segment
@@ -203,28 +249,37 @@ def _parts_in(listing: str, options: dict[str, Any]) -> list[SignalPart]:
 
 
 def read_range(
-    task: LossRange, listing: str, options: dict[str, Any], name: str, before: int, folder: str
-) -> RangeLosses:
-    """Write the losses of a range of rows to a file; runs on workers."""
+    task: ValueRange,
+    listing: str,
+    options: dict[str, Any],
+    name: str,
+    before: int,
+    width: int,
+    folder: str,
+) -> RangeValues:
+    """Write the values of a range of rows to a file; runs on workers."""
     parts = _parts_in(listing, options)
     scored = nonfinite = 0
-    with ColumnWriter(Path(folder) / f"losses-{uuid.uuid4().hex[:12]}") as writer:
+    with ColumnWriter(Path(folder) / f"signal-{uuid.uuid4().hex[:12]}") as writer:
         for start, stop in task.runs:
             found = latest_of(parts, name, start, stop, before)
-            if found.values.ndim != 1:
+            if not width and found.values.ndim != 1:
                 raise SelectionError(
                     f"The signal '{name}' holds {found.values.shape[1]} numbers a row: a selection "
                     "by loss needs one."
                 )
-            finite = np.isfinite(found.values)
-            losses = np.full(stop - start, np.nan, np.float32)
-            losses[(found.rows - np.uint64(start)).view(np.int64)] = np.where(
-                finite, found.values, np.float32(np.inf)
+            shape = (stop - start, width) if width else (stop - start,)
+            values = np.full(shape, np.nan, np.float32)
+            latest = found.values.reshape(len(found.rows), *shape[1:])
+            finite = np.isfinite(latest)
+            values[(found.rows - np.uint64(start)).view(np.int64)] = np.where(
+                finite, latest, np.float32(np.inf)
             )
-            scored += int(finite.sum())
-            nonfinite += int((~finite).sum())
-            writer.append(losses)
-        return RangeLosses(writer.finish(), scored, nonfinite)
+            whole = finite.all(axis=1) if width else finite
+            scored += int(whole.sum())
+            nonfinite += int((~whole).sum())
+            writer.append(values)
+        return RangeValues(writer.finish(), scored, nonfinite)
 
 
 # --- of a column of the dataset -------------------------------------------------------------------
