@@ -269,7 +269,7 @@ class _Told:
         self._measured: list[ChoiceQuality] = []
         self._invalid = self._overflow = 0
         self._cost = 0.0
-        self.report: dict[str, Any] = {"epoch": epoch}
+        self.report: dict[str, Any] = {"epoch": epoch, "reasons": list(REASONS)}
 
     def add(self, plan: BatchPlan, codes: npt.NDArray[np.int32], found: Any) -> None:
         mine = codes[found.kept]

@@ -1,8 +1,8 @@
-"""What a selection by loss tells of itself, as text."""
+"""What a selection tells of itself, as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["print_selections"]
@@ -11,7 +11,7 @@ _BAR = 40  # characters of the largest group's bar
 
 
 def print_selections(reports: Mapping[str, Any]) -> None:
-    """Print the groups, the window and the saving of each epoch that was planned by loss."""
+    """Print what each epoch saves, and what it was chosen by: groups of loss, or sources."""
     for method, report in reports.items():
         if isinstance(report, Mapping) and isinstance(report.get("epochs"), Mapping):
             for epoch in sorted(report["epochs"], key=int):
@@ -36,6 +36,10 @@ def _print_epoch(method: str, epoch: str, found: Mapping[str, Any]) -> None:
         )
     if "group_rows" in found:
         _print_groups(found)
+    if found.get("sources"):
+        _print_sources(found["sources"])
+    if found.get("quality"):
+        print(f"  {found['quality']['said']}")
 
 
 def _print_groups(found: Mapping[str, Any]) -> None:
@@ -48,3 +52,16 @@ def _print_groups(found: Mapping[str, Any]) -> None:
         bar = "#" * max(1, round(_BAR * rows / largest))
         inside = "in " if start <= group < stop else "out"
         print(f"  group {group:<3} {inside}  {rows:>13,} rows  mean loss {mean:<9.4g} {bar}")
+
+
+def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line a source: its rows before and after, and a bar of what is kept."""
+    width = max(len(str(s["source"])) for s in sources)
+    for s in sources:
+        share = s["selected"] / max(1, s["rows"])
+        kept = "whole" if s["kept_whole"] else f"{share:.0%}"
+        bar = "#" * round(_BAR * share)
+        print(
+            f"  {s['source']!s:<{width}}  {s['rows']:>13,} rows, {s['selected']:>13,} kept "
+            f"{kept:>6} {bar}"
+        )

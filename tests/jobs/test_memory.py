@@ -295,6 +295,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     ),
     "aligned": ([{"method": "neighbours"}], {"batch_size": 512}),
     "where, on workers": ([{"method": "where", "expression": "a > 0"}], {"workers": 2}),
+    "colm": ([{"method": "colm", "columns": ["x"], "sources": "label"}], {}),
+    "colm, on workers": (
+        [{"method": "colm", "columns": ["x"], "sources": "label"}],
+        {"workers": 2},
+    ),
+    "random-rows": ([{"method": "random-rows"}], {}),
     "kmeans, on workers": ([{"method": "kmeans", "columns": ["x"], "k": 5}], {"workers": 2}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from batchloom.dataplane.errors import (
     SelectionError,
 )
 from batchloom.jobs import batch_tasks, plan, run
+from batchloom.jobs.cli.app import build
 from batchloom.jobs.inspecting import describe_step
 from batchloom.samplers import ManifestLoader
 
@@ -172,6 +174,18 @@ def test_the_loader_serves_it(data: Path, tmp_path: Path) -> None:
         assert len(batch.side["reason"]) == 64
     one = describe_step(Manifest.open(tmp_path / "p"), 0, 0)
     assert json.dumps(one)
+
+
+def test_what_inspect_prints(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colm(data, tmp_path / "p")
+    arguments = ["inspect", str(tmp_path / "p")]
+    build(arguments)(arguments, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "colm, epoch 0: 512 of 1,000 rows, 48.8% saved" in printed
+    assert re.search(r"\n  law +30 rows, +30 kept +whole #{40}\n", printed)
+    assert "times as far from the others as random ones" in printed
 
 
 # --- whatever the parts, workers and sources ------------------------------------------------------
