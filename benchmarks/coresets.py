@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from batchloom.coresets import CoLM, facility_location
 from batchloom.coresets.distances import pairwise_distances
 from batchloom.coresets.medoid_kernels import greedy
+from batchloom.jobs import plan
 from environments import UnavailableError, run_peer
 from harness import Row, load, median, run_benchmark, run_fresh, run_steps
 from mixture import gradient_errors, training
@@ -196,6 +199,61 @@ def refined(rows: list[Row]) -> None:
         )  # fmt: skip
 
 
+def stochastic(quick: bool, rows: list[Row]) -> None:
+    """Compare the stochastic choice at its default with the exact one: cost, and time."""
+    for n, k in ((1024, 512),) if quick else ((1024, 512), (4096, 1024)):
+        for kind in KINDS:
+            x = some_rows(kind, n, 256)
+            exact = facility_location(x, k, optimizer="lazy")
+            found = facility_location(x, k, optimizer="stochastic")
+            ratio, bar = found.cost / exact.cost, kind != "scalar"
+            rows.append(
+                Row(
+                    f"{n:,} → {k:,} stochastic, {kind} rows / exact greedy",
+                    "",
+                    "" if bar else f"the optimum {facility_location(x, k).cost / exact.cost:.4f} x",
+                    f"cost {ratio:.4f} x",
+                    "≤ 1.05" if bar else "",
+                    ratio <= 1.05 if bar else None,
+                )
+            )
+
+
+def offline(folder: Path, quick: bool, rows: list[Row]) -> None:
+    """Time the job, and the choices alone that it makes."""
+    n, width = (20_000, 256) if quick else (100_000, 256)
+    x = some_rows("mixture", n, width)
+    sources = np.random.default_rng(1).choice(["a", "b", "c", "d"], n, p=[0.5, 0.3, 0.15, 0.05])
+    table = pa.table(
+        {"g": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), width), "from": sources}
+    )
+    (folder / "data").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(n), 4)):
+        pq.write_table(table.take(part), folder / "data" / f"{number}.parquet")
+    found = {}
+    for method, options in (
+        ("shuffle", {}), ("colm", {"columns": ["g"], "sources": "from", "k": 64}),
+    ):  # fmt: skip
+        start = time.process_time()
+        out = str(folder / method)
+        plan(method, folder / "data", out=out, batch_size=128, workers=0, **options)
+        found[method] = time.process_time() - start
+    counts = dict(zip(*np.unique(sources, return_counts=True), strict=True))
+    order = np.random.default_rng(2).permutation(n)[: n // 128 * 128].reshape(-1, 128)
+    start = time.process_time()
+    for batch in order:
+        CoLM().select(x[batch], sources[batch], 64, source_counts=counts)
+    alone = time.process_time() - start
+    rows.append(
+        Row(
+            f"plan colm, {n:,} rows of {width}, 128 → 64, one process / the choices alone",
+            f"{found['colm']:.2f} CPU s, {n / found['colm']:,.0f} rows/CPU s",
+            f"{alone:.2f} CPU s; plan shuffle {found['shuffle']:.2f}",
+            f"{found['colm'] / alone:.2f} x",
+        )
+    )
+
+
 def in_parts(quick: bool, rows: list[Row]) -> None:
     """Compare the cost of the choice in four parts with that of the exact one."""
     n, k = (2400, 120) if quick else (6000, 300)
@@ -227,6 +285,8 @@ def run(folder: Path, quick: bool) -> list[Row]:
             ("whole selections", partial(whole, quick, rows)),
             ("refined", partial(refined, rows)),
             ("in parts", partial(in_parts, quick, rows)),
+            ("stochastic", partial(stochastic, quick, rows)),
+            ("as a job", partial(offline, folder, quick, rows)),
             ("gradient errors", partial(gradient_errors, quick, rows)),
             ("training on a mixture", partial(training, quick, rows)),
         ]

@@ -3,7 +3,8 @@
 Fourteen sources of very different sizes, twelve modes each, ten classes, a small MLP; accuracy is
 the mean over the sources, so that small ones count as much as large ones. Features are exact
 gradients of the last layer. `keep and random` keeps small sources whole and draws the rest at
-random, source by source: what CoLM's choice within sources adds is its distance from that.
+random, source by source: what CoLM's choice within sources adds is its distance from that. CRAIG
+chooses class by class, GradMatch and k-centre of all rows together.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from batchloom.coresets import (
+    CRAIG,
     CoLM,
+    GradMatch,
+    KCenter,
+    KeepSmall,
     facility_location,
     last_layer_gradients,
-    small_sources,
-    source_budgets,
 )
+from batchloom.coresets.batch_coresets import BatchCoreset
 from batchloom.samplers import CoLMSelector
 from harness import Row
 from torch import nn
@@ -32,8 +36,8 @@ SHARES = (
 ROWS, WIDTH, MODES, CLASSES = 20_000, 64, 12, 10
 NOISE, STEPS, LARGE, SMALL = 0.7, 200, 128, 64
 
-Choice = Callable[[np.random.Generator, Any, Any], tuple[Any, Any]]
-"""(draws, features of a large batch, its sources) → (rows, weights)."""
+Choice = Callable[[Any, Any, Any, int], tuple[Any, Any]]
+"""(features of a large batch, its sources, its classes, step) → (rows, weights)."""
 
 
 class Mixture:
@@ -93,7 +97,7 @@ class Learner:
 
 
 def by_selector(selector: CoLMSelector) -> Choice:
-    def choose(_: Any, features: Any, sources: Any) -> tuple[Any, Any]:
+    def choose(features: Any, sources: Any, classes: Any, step: int) -> tuple[Any, Any]:
         found = selector.select(features, sources)
         return found.rows.numpy(), found.weights.numpy()
 
@@ -104,20 +108,17 @@ def by_one_probe(selector: CoLMSelector) -> Choice:
     """One direction for the whole training, as the authors' code has it."""
     direction = np.random.default_rng(0).standard_normal(CLASSES * 129).astype(np.float32)
     choose = by_selector(selector)
-    return lambda draw, features, sources: choose(draw, features @ direction[:, None], sources)
+    return lambda features, *rest: choose(features @ direction[:, None], *rest)
 
 
-def keep_and_random(counts: Any) -> Choice:
-    small = small_sources(counts)
+def by_method(method: BatchCoreset, counts: Any, *, by_class: bool = False) -> Choice:
+    """Choose by a method as it is, without moments."""
+    known = {s: int(n) for s, n in enumerate(counts)}
 
-    def choose(draw: np.random.Generator, features: Any, sources: Any) -> tuple[Any, Any]:
-        batch = np.bincount(sources, minlength=len(counts))
-        budgets = source_budgets(batch, small, SMALL).rows
-        rows = [
-            draw.choice(np.flatnonzero(sources == s), budgets[s], replace=False)
-            for s in range(len(counts))
-        ]
-        return np.concatenate(rows), None
+    def choose(features: Any, sources: Any, classes: Any, step: int) -> tuple[Any, Any]:
+        pools = classes if by_class else sources
+        found = method.select(features, pools, SMALL, source_counts=known, epoch=step)
+        return found.rows.astype(np.int64), found.weights
 
     return choose
 
@@ -126,11 +127,12 @@ def accuracy(seed: int, size: int, choice: Callable[[Mixture], Choice] | None) -
     """Train on batches of a size, or on small ones that are chosen of these."""
     data, learner, draw = Mixture(seed), Learner(seed), np.random.default_rng(1000 + seed)
     choose = None if choice is None else choice(data)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         rows, weights = draw.choice(ROWS, size, replace=False), None
         if choose is not None:
             features = learner.features(data.x[rows], data.y[rows])
-            chosen, weights = choose(draw, features, data.sources[rows])
+            classes = data.y[rows].numpy()
+            chosen, weights = choose(features, data.sources[rows], classes, step)
             rows = rows[chosen]
         learner.step(data.x[rows], data.y[rows], weights)
     return learner.accuracy(data)
@@ -148,7 +150,7 @@ def training(quick: bool, rows: list[Row]) -> None:
         "random 64": (SMALL, None),
         "random 128": (LARGE, None),
         "random 256": (2 * LARGE, None),
-        "keep and random 64 of 128": (LARGE, lambda d: keep_and_random(d.counts)),
+        "keep and random 64 of 128": (LARGE, lambda d: by_method(KeepSmall(), d.counts)),
         "CoLM 64 of 128, one probe": (LARGE, lambda d: by_one_probe(selector(d, adam=False))),
         "CoLM 64 of 128": (LARGE, lambda d: by_selector(selector(d, largest=640))),
         "CoLM 64 of 128, no Adam": (
@@ -158,6 +160,9 @@ def training(quick: bool, rows: list[Row]) -> None:
             LARGE,
             lambda d: by_selector(selector(d, largest=640, method=CoLM(weights="cluster"))),
         ),
+        "CRAIG 64 of 128": (LARGE, lambda d: by_method(CRAIG(), d.counts, by_class=True)),
+        "GradMatch 64 of 128": (LARGE, lambda d: by_method(GradMatch(), d.counts)),
+        "k-centre 64 of 128": (LARGE, lambda d: by_method(KCenter(), d.counts)),
     }  # fmt: skip
     found = {name: np.array([accuracy(s, *way) for s in seeds]) for name, way in ways.items()}
     colm = found["CoLM 64 of 128"]

@@ -98,7 +98,7 @@ def facility_location(
     weights: Weights = "cluster",
     optimizer: Optimizer = "auto",
     refine: bool = False,
-    epsilon: float = 0.01,
+    epsilon: float = 1e-5,
     seed: int = 0,
     nonfinite: Literal["leave-out", "fail"] = "leave-out",
     kernel_bytes: int = 1 << 30,

@@ -66,7 +66,7 @@ class Search:
 
     optimizer: Optimizer = "auto"
     refine: bool = False
-    epsilon: float = 0.01
+    epsilon: float = 1e-5
     seed: int = 0
 
 
@@ -175,8 +175,6 @@ def on_a_line(values: F32, metric: Metric) -> F64 | None:
     """
     if metric == "cosine" or len(values) < 2:
         return None
-    if values.shape[1] == 1:
-        return values[:, 0].astype(np.float64)
     # Some rows tell of most features that they are on no line, without a pass over all.
     some = values[:_SOME]
     if _along(some) is None and (some != some[0]).any():
@@ -185,15 +183,20 @@ def on_a_line(values: F32, metric: Metric) -> F64 | None:
 
 
 def _along(values: F32) -> F64 | None:
-    """Return how far rows are along the way from the first one to the farthest from it."""
+    """Return how far rows are along the way from the first one to the farthest from it.
+
+    In units of no meaning, and exact for whole numbers, so that ties stay ties.
+    """
     away = values - values[0]
     sizes = np.abs(away).sum(axis=1)
     direction = away[int(np.argmax(sizes))].astype(np.float64)
     length = float(direction @ direction)
     if not 0 < length < np.inf:
         return None
-    along: F64 = away @ (direction / length)
-    beside = np.abs(away - np.outer(along, direction)).sum(axis=1)
+    along: F64 = away @ direction
+    if away.shape[1] == 1:
+        return along
+    beside = np.abs(away - np.outer(along / length, direction)).sum(axis=1)
     return along if beside.max() <= _STRAIGHT * sizes.max() else None
 
 

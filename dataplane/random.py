@@ -94,6 +94,8 @@ class Stream(IntEnum):
     LAZIER = 19
     RANDOM_ROWS = 20
     BASELINE = 21
+    POSITIVE = 22
+    BALANCED = 23
 
 
 def _mix(x: int) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchloom.coresets import CoLM, facility_location
+from batchloom.coresets import CoLM, facility_location, keep_largest
 from batchloom.dataplane.errors import ParameterError, SelectionError
 
 COUNTS = {"a": 500, "b": 300, "c": 120, "d": 50, "e": 30}
@@ -98,6 +98,20 @@ def test_order_of_rows_and_names_of_sources_change_nothing(weights: Any) -> None
         features, numbers, 50, source_counts=dict(enumerate(COUNTS.values())), ids=ids
     )
     assert by_number.rows.tolist() == found.rows.tolist()
+
+
+def test_of_one_probe_the_largest_dimensions_change_nothing() -> None:
+    """After Adam all dimensions of a single probe are of one size: h only scales distances."""
+    draw = np.random.default_rng(0)
+    numbers, direction = draw.integers(-50, 50, (128, 1)), draw.choice([-1, 1], (1, 32))
+    probe, sources = (numbers * direction).astype(np.float32), labels()
+    chosen = [
+        CoLM(optimizer=o).select(f, sources, 64, source_counts=COUNTS).rows.tolist()
+        for o in ("lazy", "auto")
+        for f in (probe, keep_largest(probe, sources, 1), numbers)
+    ]
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert chosen[3] == chosen[4] == chosen[5]
 
 
 @pytest.mark.parametrize("where", ["a", "e"])

@@ -135,7 +135,7 @@ def test_more_probes_know_the_distances_better() -> None:
         return float(np.corrcoef(*ranks)[0, 1])
 
     assert rank_correlation(1) <= 0.5
-    assert rank_correlation(64) >= 0.9
+    assert rank_correlation(64) >= 0.95
 
 
 # --- as Adam sees them ----------------------------------------------------------------------------
