@@ -109,9 +109,37 @@ class JobContext:
         -------
         RowColumn of len(rows)
         """
+        return self._map(label, function, rows, list(reads), arguments, one_each=True)
+
+    def map_lists(
+        self,
+        label: str,
+        function: RowFunction,
+        rows: RowSet,
+        reads: Sequence[str],
+        /,
+        **arguments: Any,
+    ) -> RowColumn:
+        """Apply a function that gives any number of values a row; return them, end to end.
+
+        Parameters and files are as those of `map_rows`. How many values a row has, the caller must
+        know otherwise.
+        """
+        return self._map(label, function, rows, list(reads), arguments, one_each=False)
+
+    def _map(
+        self,
+        label: str,
+        function: RowFunction,
+        rows: RowSet,
+        reads: list[str],
+        arguments: dict[str, Any],
+        *,
+        one_each: bool,
+    ) -> RowColumn:
         tasks = group_tasks(self.dataset.present(), self.task_bytes)
         named = {k: self._plain(v) for k, v in arguments.items()}
-        step = [function.__module__, function.__qualname__, named, list(reads), rows.digest]
+        step = [function.__module__, function.__qualname__, named, reads, rows.digest]
         keys = [digest([repr(step), _identity(task)]) for task in tasks]
         found = {i: e for i, e in enumerate(map(self.work.find, keys)) if e is not None}
         left = [i for i in range(len(tasks)) if i not in found]
@@ -120,22 +148,23 @@ class JobContext:
             rows_file = str(self.save(rows.chosen.words))
         segments = {i: segment for i, e in found.items() for segment in self._segments(e)}
         with self.progress.step(label, len(rows)) as bar:
-            bar.advance(sum(s.rows for s in segments.values()))
+            bar.advance(sum(s.rows for s in segments.values()) if one_each else 0)
             for position, segment in self.engine.map(
                 compute_rows,
                 [tasks[i] for i in left],
-                list(reads),
+                reads,
                 self.dataset.schema,
                 rows_file,
                 str(self.work.folder),
                 function,
                 arguments,
+                one_each,
             ):
                 index = left[position]
                 self._record(keys[index], segment)
                 if segment is not None:
                     segments[index] = segment
-                    bar.advance(segment.rows)
+                    bar.advance(segment.rows if one_each else 0)
         ordered = [segments[i] for i in sorted(segments)]
         return RowColumn(ordered, resident=self.budget.resident)
 

@@ -208,8 +208,12 @@ def compute_rows(
     folder: str,
     function: RowFunction,
     arguments: dict[str, Any],
+    one_each: bool = True,
 ) -> Segment | None:
-    """Apply a row function to a task's rows; return the file of its values, None of no rows."""
+    """Apply a row function to a task's rows; return the file of its values, None of no rows.
+
+    Each row has one value, or, without `one_each`, as many as the function gives for all of them.
+    """
     name = getattr(function, "__qualname__", "the function")
     target = Path(folder) / f"{task.index:06d}-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
@@ -218,7 +222,7 @@ def compute_rows(
             if writer is None:
                 writer = stack.enter_context(ColumnWriter(target))
             values = function(batch, ids, **arguments)
-            if len(values) != len(ids):
+            if one_each and len(values) != len(ids):
                 raise SelectionError(f"{name} returned {len(values)} values for {len(ids)} rows.")
             writer.append(values)
         return None if writer is None else writer.finish()

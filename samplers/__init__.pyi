@@ -20,3 +20,5 @@ from .signals import open_signal_store as open_signal_store
 from .source_stats import SourceStats as SourceStats
 from .state import LoaderState as LoaderState
 from .stats import LoaderStats as LoaderStats
+from .triplet import false_negatives as false_negatives
+from .triplet import triplet_loss as triplet_loss

@@ -73,7 +73,10 @@ def _plan_verb(method: str) -> Any:
         ] = False,
         signal: Annotated[
             str | None,
-            typer.Option(metavar="PATH", help="What a training wrote: a signal store, or a file with row, loss."),
+            typer.Option(
+                metavar="PATH",
+                help="What a training wrote: a signal store, or a file with row, loss.",
+            ),
         ] = None,
         where: Annotated[
             str | None, typer.Option(metavar="EXPR", help="Only rows for which this is true.")
