@@ -5,12 +5,9 @@ A micro-batch is chosen from alone, so tasks, their order and the workers change
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,7 @@ import numpy.typing as npt
 from ..coresets.batch_coresets import BatchCoreset
 from ..coresets.facility_location import comparable_rows
 from ..coresets.quality import ChoiceQuality, choice_quality
-from ..dataplane.row_column import RowColumn, Segment
+from .column_files import open_column
 
 __all__ = [
     "BatchTask",
@@ -29,7 +26,6 @@ __all__ = [
     "batch_tasks",
     "choose_batches",
     "join_chosen",
-    "save_column",
 ]
 
 _ROW = np.dtype([("id", "<u8"), ("rank", "<i8"), ("code", "<i4")])
@@ -53,7 +49,7 @@ class How:
         Sources to keep whole, where they are named.
     epoch : int
     features : str or None
-        Listing of the files of features (`save_column`); None of a method that takes none.
+        Listing of the files of features (`column_files`); None of a method that takes none.
     """
 
     method: BatchCoreset
@@ -144,31 +140,12 @@ def batch_tasks(
     ]
 
 
-def save_column(column: RowColumn, path: Path) -> str:
-    """Note where a column's files are, for tasks."""
-    files = [
-        [str(s.path), s.rows, np.lib.format.dtype_to_descr(s.dtype), list(s.shape), s.bytes]
-        for s in column.segments
-    ]
-    path.write_text(json.dumps(files))
-    return str(path)
-
-
-@lru_cache(maxsize=2)
-def _column(listing: str) -> RowColumn:
-    files = json.loads(Path(listing).read_text())
-    return RowColumn(
-        Segment(Path(path), rows, np.dtype(dtype), tuple(shape), size, "")
-        for path, rows, dtype, shape, size in files
-    )
-
-
 def choose_batches(task: BatchTask, how: How) -> Chosen:
     """Choose a small batch of each of a task's micro-batches; runs on workers."""
     first, last = task.offsets[0], task.offsets[-1]
     rows = np.load(task.file, mmap_mode="r")[first:last]
     offsets = np.array(task.offsets) - first
-    column = None if how.features is None else _column(how.features)
+    column = None if how.features is None else open_column(how.features)
     parts = []
     for a, b in _stretches(offsets, 4 * int(np.prod(column.shape)) if column else 0):
         here = rows[offsets[a] : offsets[b]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +19,16 @@ from ..dataplane.parameters import parameters
 from ..dataplane.row_column import RowColumn
 from ..dataplane.rowset import RowSet
 from .context import JobContext
+from .invalid import settle_invalid
 from .signal_reading import signal_features
 from .stages import Columns
 
 if TYPE_CHECKING:
     from .spec import JobSpec
 
-__all__ = ["FeatureInput", "Features", "feature_width", "read_rows"]
+__all__ = ["FeatureInput", "Features", "feature_width", "read_rows", "usable_rows"]
+
+_AT_ONCE = 1 << 16  # rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class FeatureInput:
         """Raise `JobSpecError` where the job does not say where the features are."""
         if self.columns is None and spec.signal is None:
             raise JobSpecError(
-                f"{name} chooses by features: name columns of the dataset (--set columns=NAME), or "
+                f"{name} needs features: name columns of the dataset (--set columns=NAME), or "
                 "give --signal DIR, where a training wrote them (--set feature=gradient)."
             )
 
@@ -89,6 +93,40 @@ class FeatureInput:
                 "reading features", read_rows, rows, self.columns, columns=list(self.columns)
             ),
         )
+
+
+def usable_rows(job: JobContext, rows: RowSet, features: Features, place: str) -> RowSet:
+    """Return the rows whose features are finite; others end the job, or are left out.
+
+    Parameters
+    ----------
+    job : JobContext
+    rows : RowSet
+        Among ``features.rows``.
+    features : Features
+    place : str
+        Where they are, for messages.
+    """
+
+    def finite(ids: npt.NDArray[np.uint64], _: slice) -> npt.NDArray[np.bool_]:
+        out = np.empty(len(ids), bool)
+        ranks = features.rows.ranks(ids)
+        for start in range(0, len(ids), _AT_ONCE):
+            here = slice(start, start + _AT_ONCE)
+            out[here] = np.isfinite(features.column.at(ranks[here])).all(axis=1)
+        return out
+
+    kept = rows.filter(finite)
+    bad = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
+    settle_invalid(
+        "NaN, infinite or missing",
+        [place],
+        len(rows) - len(kept),
+        itertools.islice(bad, 6),
+        job.on_invalid,
+        job.progress,
+    )
+    return kept
 
 
 def feature_width(dataset: Dataset, column: str) -> int:

@@ -62,6 +62,13 @@ METHODS: dict[str, Method] = {
             "kmeans:KMeansGroup",
             verb=True,
         ),
+        Method(
+            "balanced",
+            "group",
+            "balanced k-means: clusters of equal sizes; for batches of whole clusters",
+            "balanced:BalancedGroup",
+            verb=True,
+        ),
         Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
         Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
         Method("aligned", "batch", "micro-batches of whole groups", "cluster_batches:Aligned"),

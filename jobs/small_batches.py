@@ -24,7 +24,8 @@ from ..dataplane.parameters import parameters
 from ..dataplane.plan import BatchPlan, SideColumn, WeightSemantics
 from ..dataplane.plan_changes import keep_rows
 from ..dataplane.rowset import RowSet
-from .batch_tasks import How, as_rows, batch_tasks, choose_batches, join_chosen, save_column
+from .batch_tasks import How, as_rows, batch_tasks, choose_batches, join_chosen
+from .column_files import share_column
 from .context import JobContext
 from .features import FeatureInput, Features
 from .invalid import settle_invalid
@@ -146,7 +147,7 @@ class SmallBatches(ReduceStage):
         features = listing = sources = None
         if isinstance(self, FeatureInput):
             features = self.read_features(job, rows)
-            listing = save_column(features.column, job.work.new_file("features"))
+            listing = share_column(job, features.column)
         if self._by_source:
             sources = read_sources(job, rows, self._column)
         job.kept[self.method] = _Read(features, listing, sources, self._small(sources))

@@ -312,7 +312,7 @@ def test_a_row_without_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"columns": None}, JobSpecError, "colm chooses by features: name columns"),
+        ({"columns": None}, JobSpecError, "colm needs features: name columns"),
         ({"k": 65}, JobSpecError, "k = 65 rows of micro-batches of 64"),
         ({"k": 0}, JobSpecError, "'k' parameter of colm must be an int or None in the"),
         ({"columns": "h"}, MissingColumnError, "'h'"),

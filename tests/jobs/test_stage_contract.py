@@ -20,6 +20,7 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return {
         "shuffle": {"stratify": "label", "balance": "label"},
         "kmeans": {"columns": "x", "k": 4},
+        "balanced": {"columns": "x", "size": 20, "metric": "cosine", "batches": "within"},
         "within": {},
         "across": {},
         "aligned": {},
