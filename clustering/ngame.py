@@ -45,7 +45,16 @@ from ..dataplane.random import Stream, keys
 from .balanced import BalancedKMeans, checked
 from .mining import Labels, mine, sample_positives
 
-__all__ = ["NGAME", "NGAMESettings", "Deal", "deal_clusters", "mined"]
+__all__ = [
+    "NGAME",
+    "SIDE",
+    "Deal",
+    "NGAMESettings",
+    "batch_of_clusters",
+    "deal_clusters",
+    "mined",
+    "random_clusters",
+]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -139,7 +148,7 @@ class NGAMESettings:
         """Return how many micro-batches and clusters so many rows make."""
         size = self.size_at(epoch)
         batches = -(-rows // batch_size)
-        each = max(1, round(batch_size / size))
+        each = 1 if size == 1 else max(1, round(batch_size / size))  # random batches need no more
         return Deal(batches, max(1, min(each, rows // batches)))
 
 
@@ -236,16 +245,21 @@ def deal_clusters(labels: I32, ids: U64, deal: Deal, *, seed: int, epoch: int) -
         Of as many clusters each; where their sizes differ by one, so do the micro-batches' at most.
         The rows of a cluster come together, in the order of their ids; side column ``cluster``.
     """
-    numbers = np.arange(deal.clusters, dtype=np.uint64)
     sizes = np.bincount(labels, minlength=deal.clusters)
+    batch = batch_of_clusters(sizes, deal, seed=seed, epoch=epoch)[labels]
+    order = np.lexsort((ids, labels, batch))
+    offsets = np.searchsorted(batch[order], np.arange(deal.batches + 1))
+    return BatchPlan.of(offsets, order, side={"cluster": labels[order]})
+
+
+def batch_of_clusters(sizes: I64, deal: Deal, *, seed: int, epoch: int) -> I64:
+    """Return the micro-batch that each cluster is dealt to; int64, shape (clusters,)."""
+    numbers = np.arange(deal.clusters, dtype=np.uint64)
     dealt = np.lexsort((keys(seed, Stream.CLUSTER_ORDER, epoch, numbers), -sizes))
     batches = np.argsort(keys(seed, Stream.BATCH_ORDER, epoch, numbers[: deal.batches]))
     batch_of = np.empty(deal.clusters, np.int64)
     batch_of[dealt] = np.resize(batches, deal.clusters)  # round and round, the larger ones first
-    batch = batch_of[labels]
-    order = np.lexsort((ids, labels, batch))
-    offsets = np.searchsorted(batch[order], np.arange(deal.batches + 1))
-    return BatchPlan.of(offsets, order, side={"cluster": labels[order]})
+    return batch_of
 
 
 def mined(

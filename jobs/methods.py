@@ -72,6 +72,13 @@ METHODS: dict[str, Method] = {
         Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
         Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
         Method("aligned", "batch", "micro-batches of whole groups", "cluster_batches:Aligned"),
+        Method(
+            "ngame",
+            "batch",
+            "NGAME: micro-batches of whole clusters, so that each row meets hard negatives",
+            "ngame:NGAMEBatches",
+            verb=True,
+        ),
         Method("where", "select", "rows for which an expression is true", "where:Where"),
         Method("keep", "select", "rows whose key is in a file", "keys:Keep"),
         Method("drop", "select", "rows whose key is not in a file", "keys:Drop"),

@@ -20,6 +20,10 @@ def print_selections(reports: Mapping[str, Any]) -> None:
 
 def _print_epoch(method: str, epoch: str, found: Mapping[str, Any]) -> None:
     text = f"{method}, epoch {epoch}"
+    if "cluster_size" in found:
+        _print_clusters(text, found)
+    if "selected" not in found:
+        return
     if "phase" in found:
         text += f" ({'annealing' if found['phase'] == 'anneal' else 'pruned'})"
     text += f": {found['selected']:,} of {found['rows']:,} rows, {found['saved']:.1%} saved"
@@ -40,6 +44,15 @@ def _print_epoch(method: str, epoch: str, found: Mapping[str, Any]) -> None:
         _print_sources(found["sources"])
     if found.get("quality"):
         print(f"  {found['quality']['said']}")
+
+
+def _print_clusters(text: str, found: Mapping[str, Any]) -> None:
+    """Print a line of micro-batches of whole clusters."""
+    text += f": {found['clusters']:,} clusters of about {found['cluster_size']:,} rows, "
+    text += f"{found['clusters_a_batch']:,} a micro-batch; {found['masked_pairs']:,} pairs masked"
+    if found["hardest_negative"] is not None:
+        text += f"; cosine of the hardest negative {found['hardest_negative']:.3f}"
+    print(text)
 
 
 def _print_groups(found: Mapping[str, Any]) -> None:

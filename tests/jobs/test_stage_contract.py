@@ -21,6 +21,7 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "shuffle": {"stratify": "label", "balance": "label"},
         "kmeans": {"columns": "x", "k": 4},
         "balanced": {"columns": "x", "size": 20, "metric": "cosine", "batches": "within"},
+        "ngame": {"columns": "x", "labels": "label", "cluster_size": 4},
         "within": {},
         "across": {},
         "aligned": {},
