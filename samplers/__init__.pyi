@@ -7,6 +7,9 @@ from .colm import SmallBatch as SmallBatch
 from .colm import in_micro_batches as in_micro_batches
 from .dataset import ManifestDataset as ManifestDataset
 from .dataset import as_is as as_is
+from .hugging_face import CoLMTrainer as CoLMTrainer
+from .hugging_face import CoLMTrainerMixin as CoLMTrainerMixin
+from .hugging_face import causal_row_losses as causal_row_losses
 from .loader import ManifestLoader as ManifestLoader
 from .loss_sampler import IndexedDataset as IndexedDataset
 from .loss_samplers import HardBatchSampler as HardBatchSampler
@@ -15,6 +18,8 @@ from .loss_samplers import InfoBatchSampler as InfoBatchSampler
 from .loss_samplers import RandomShareSampler as RandomShareSampler
 from .loss_samplers import SeTaSampler as SeTaSampler
 from .losses import weighted_loss as weighted_loss
+from .probes import Prober as Prober
+from .probes import Probes as Probes
 from .row_source import RowSource as RowSource
 from .signals import open_signal_store as open_signal_store
 from .source_stats import SourceStats as SourceStats

@@ -1,6 +1,6 @@
 """CoLM in training: of each large batch the small one that stands for it.
 
-    >>> selector = CoLMSelector(64, source_counts=counts, seed=0)
+    >>> selector = CoLMSelector(64, source_counts=counts)
     >>> for batch in loader:                                     # of 128 rows, of several sources
     ...     losses = in_micro_batches(lambda part: row_losses(model, batch, part), 128, size=16)
     ...     probes = spsa_probes(losses, parameter, seed=0, step=selector.step)
@@ -79,6 +79,14 @@ class CoLMSelector:
         Whether features are taken through Adam's moments.
     largest : int, optional
         Dimensions that are kept of each source; all when None.
+
+    Attributes
+    ----------
+    k : int
+    method : CoLM
+    source_counts : dict
+    step : int
+        Choices so far.
     """
 
     def __init__(
@@ -95,9 +103,9 @@ class CoLMSelector:
         if largest is not None:
             require_int("largest", largest, 1)
         self.k, self.method = k, method or CoLM()
-        self._counts = dict(source_counts)
-        self._places = {name: place for place, name in enumerate(self._counts)}
-        self._small = None if small is None else sorted(self._place(name) for name in small)
+        self.source_counts = dict(source_counts)
+        self._places = {name: place for place, name in enumerate(self.source_counts)}
+        self._small = None if small is None else sorted(self.place(name) for name in small)
         self._adam, self._largest = adam, largest
         self._moments: Moments | None = None
         self.step = 0
@@ -125,7 +133,7 @@ class CoLMSelector:
             Where shapes differ, a source has no count, or there are fewer than k rows.
         """
         mine = np.asarray(features, np.float32)
-        places = np.array([self._place(name) for name in _listed(sources)], np.int64)
+        places = np.array([self.place(name) for name in _listed(sources)], np.int64)
         names = None if ids is None else np.asarray(ids).astype(np.int64)
         if (
             mine.ndim != 2
@@ -144,7 +152,7 @@ class CoLMSelector:
             self._seen(rows, codes),
             codes,
             self.k,
-            source_counts=dict(enumerate(self._counts.values())),
+            source_counts=dict(enumerate(self.source_counts.values())),
             small=self._small,
             ids=row_ids,
         )
@@ -178,17 +186,18 @@ class CoLMSelector:
             whole = [s["source"] for s in report["sources"] if s["small"]]
             self._moments = self._moments.after(rows[chosen[~np.isin(codes[chosen], whole)]])
 
-    def _place(self, name: Any) -> int:
+    def place(self, name: Any) -> int:
+        """Return the number of a source: its place in `source_counts`."""
         key = name.item() if isinstance(name, (np.generic, torch.Tensor)) else name
         if key not in self._places:
             raise SelectionError(
                 f"Source {key!r} has no count in 'source_counts', which has: "
-                f"{', '.join(map(str, self._counts)) or 'none'}."
+                f"{', '.join(map(str, self.source_counts)) or 'none'}."
             )
         return self._places[key]
 
     def _named(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        names = list(self._counts)
+        names = list(self.source_counts)
         sources = [{**s, "source": names[s["source"]]} for s in report["sources"]]
         return {**report, "sources": sources}
 
@@ -199,7 +208,7 @@ class CoLMSelector:
             "version": VERSION,
             "k": self.k,
             "method": resolved(self.method),
-            "sources": [[str(name), count] for name, count in self._counts.items()],
+            "sources": [[str(name), count] for name, count in self.source_counts.items()],
             "adam": self._adam,
             "largest": self._largest,
         }

@@ -300,6 +300,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [{"method": "colm", "columns": ["x"], "sources": "label"}],
         {"workers": 2},
     ),
+    "balanced": ([{"method": "balanced", "columns": ["x"], "size": 64}], {}),
+    "balanced, on workers": (
+        [{"method": "balanced", "columns": ["x"], "size": 64, "batches": "within"}],
+        {"workers": 2},
+    ),
     "random-rows": ([{"method": "random-rows"}], {}),
     "kmeans, on workers": ([{"method": "kmeans", "columns": ["x"], "k": 5}], {"workers": 2}),
 }

@@ -17,12 +17,14 @@ SAYS = {
     "seta_accelerate": ("53 steps, up to epoch 3", "same weights: True"),
     "images": ("400 images", "loss 0."),
     "tokens": ("50 rows, layout torch.jagged", "of the values would be tokens"),
+    "colm_trainer": ("poems:  30 rows, loss", "same weights: True"),
 }
 NEEDS = {
     "lightning_loop": "lightning",
     "accelerate_loop": "accelerate",
     "seta_accelerate": "accelerate",
     "images": "PIL",
+    "colm_trainer": "transformers",
 }
 
 
