@@ -1,6 +1,8 @@
 """Which rows belong together, and batches made of that. Pure: arrays in, arrays out.
 
-`kmeans` finds clusters; `batches` makes micro-batches within, across or aligned to them.
+`kmeans` and `balanced` find clusters; `batches` makes micro-batches within, across or aligned to
+them, `ngame` such that carry hard negatives; `prototypes` and `near_duplicates` select rows within
+clusters.
 """
 
 import lazy_loader

@@ -4,4 +4,7 @@ from .batches import aligned as aligned
 from .batches import within as within
 from .clusters import Clusters as Clusters
 from .kmeans import KMeans as KMeans
+from .kmeans import KMeansClusters as KMeansClusters
+from .near_duplicates import NearDuplicates as NearDuplicates
 from .ngame import NGAME as NGAME
+from .prototypes import Prototypes as Prototypes

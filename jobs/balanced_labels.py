@@ -26,6 +26,7 @@ from .column_files import open_column, share_column
 from .context import JobContext
 from .features import Features
 from .quantiles import Packed
+from .rank_tasks import RankTask, rank_tasks
 from .signal_reading import run_tasks
 
 __all__ = ["balanced_labels", "sample_bytes"]
@@ -36,8 +37,6 @@ _ROW_BYTES = 64  # of a row beside its numbers, while it is clustered
 _COPIES = 3  # of its numbers
 _LEAF_BYTES = 128 << 20  # that a task may take for a leaf
 _LEAVES = 16  # that rows are dealt out to at a time; a sample is learned on for each
-_TASK_BYTES = 256 << 20  # of features that a task reads in a pass
-_READ_BYTES = 32 << 20  # ... of them at a time
 
 
 def balanced_labels(
@@ -68,47 +67,6 @@ def sample_bytes(rows: int, width: int, model: BalancedKMeans) -> int:
     return sample * (_COPIES * 4 * width + _ROW_BYTES)
 
 
-@dataclass(frozen=True)
-class RankTask:
-    """Ranks of the rows that a task reads.
-
-    Attributes
-    ----------
-    start, stop : int
-    ids, places : str
-        Listings: row ids by rank, and where their features are.
-    features : str
-    """
-
-    start: int
-    stop: int
-    ids: str
-    places: str
-    features: str
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def label(self) -> str:
-        return f"rows {self.start:,} to {self.stop - 1:,}"
-
-    @property
-    def example(self) -> str | None:
-        """A local file that it reads."""
-        return self.ids
-
-    def parts(self) -> Iterator[tuple[Any, Any]]:
-        """Yield (features, row ids), some at a time."""
-        ids, places = open_column(self.ids), open_column(self.places)
-        features = open_column(self.features)
-        step = max(1, _READ_BYTES // (4 * int(np.prod(features.shape))))
-        for start in range(self.start, self.stop, step):
-            here = slice(start, min(start + step, self.stop))
-            yield features.at(places[here]), ids[here]
-
-
 def _by_levels(
     job: JobContext,
     rows: RowSet,
@@ -124,7 +82,7 @@ def _by_levels(
     sample = chosen.ids()
     x = features.column.at(features.rows.ranks(sample))
     search = LevelSearch(model, len(rows), x, sample, most=most)
-    tasks = _rank_tasks(job, rows, features, width)
+    tasks = rank_tasks(job, rows, features)
     number = 0
     while search.next is not None:
         number += 1
@@ -139,15 +97,6 @@ def _by_levels(
     leaves = search.route.leaves
     labels = _of_leaves(job, rows, features, model, leaf_of, leaves, task_rows)
     return job.column(_merged(leaf_of, labels))
-
-
-def _rank_tasks(job: JobContext, rows: RowSet, features: Features, width: int) -> list[RankTask]:
-    ids = share_column(job, job.column(rows.chunks()))
-    places = job.column(features.rows.ranks(part) for part in rows.chunks())
-    shared = share_column(job, places), share_column(job, features.column)
-    step = max(1, _TASK_BYTES // (4 * width))
-    starts = range(0, len(rows), step)
-    return [RankTask(a, min(a + step, len(rows)), ids, *shared) for a in starts]
 
 
 def count_scores(task: RankTask, wanted: LevelPass) -> Packed:

@@ -104,6 +104,20 @@ METHODS: dict[str, Method] = {
             "random", "select", "a random share of the rows", "random_share:RandomSelect", verb=True
         ),
         Method(
+            "prototypes",
+            "select",
+            "rows far from their cluster's centre, or near: to prune abundant, or scarce, data",
+            "prototypes:PrototypeSelect",
+            verb=True,
+        ),
+        Method(
+            "near-duplicates",
+            "select",
+            "SemDeDup: one of each set of near-duplicates; for web-scale, repetitive data",
+            "near_duplicates:NearDuplicateSelect",
+            verb=True,
+        ),
+        Method(
             "hard-batches",
             "reduce",
             "the micro-batches, or rows, of the highest loss",

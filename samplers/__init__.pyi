@@ -18,6 +18,8 @@ from .loss_samplers import InfoBatchSampler as InfoBatchSampler
 from .loss_samplers import RandomShareSampler as RandomShareSampler
 from .loss_samplers import SeTaSampler as SeTaSampler
 from .losses import weighted_loss as weighted_loss
+from .ngame import BatchFacts as BatchFacts
+from .ngame import NGAMESampler as NGAMESampler
 from .probes import Prober as Prober
 from .probes import Probes as Probes
 from .row_source import RowSource as RowSource

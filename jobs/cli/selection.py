@@ -13,9 +13,14 @@ _BAR = 40  # characters of the largest group's bar
 def print_selections(reports: Mapping[str, Any]) -> None:
     """Print what each epoch saves, and what it was chosen by: groups of loss, or sources."""
     for method, report in reports.items():
-        if isinstance(report, Mapping) and isinstance(report.get("epochs"), Mapping):
+        if not isinstance(report, Mapping):
+            continue
+        if isinstance(report.get("epochs"), Mapping):
             for epoch in sorted(report["epochs"], key=int):
                 _print_epoch(method, epoch, report["epochs"][epoch])
+        elif {"rows", "selected", "saved"} <= set(report):
+            kept = f"{report['selected']:,} of {report['rows']:,} rows"
+            print(f"{method}: {kept}, {report['saved']:.1%} saved")
 
 
 def _print_epoch(method: str, epoch: str, found: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from batchloom.clustering import BalancedKMeans
 from batchloom.dataplane import Manifest, SignalStore, open_dataset
 from batchloom.dataplane.errors import BatchloomError, InvalidValueError, JobSpecError
-from batchloom.jobs import balanced_labels, plan, planning
+from batchloom.jobs import balanced_labels, plan, planning, rank_tasks
 from batchloom.jobs.budget import Budget
 
 ROWS, WIDTH = 3000, 6
@@ -81,8 +81,8 @@ def test_level_by_level_the_labels_are_the_same(
     each = 3 * 4 * WIDTH + 64
     monkeypatch.setattr(balanced_labels, "_LEAF_BYTES", leaf_rows * each)
     monkeypatch.setattr(balanced_labels, "_LEAVES", 3)  # so that leaves are searched again
-    monkeypatch.setattr(balanced_labels, "_TASK_BYTES", 4 * WIDTH * 700)
-    monkeypatch.setattr(balanced_labels, "_READ_BYTES", 4 * WIDTH * 90)
+    monkeypatch.setattr(rank_tasks, "TASK_BYTES", 4 * WIDTH * 700)
+    monkeypatch.setattr(rank_tasks, "READ_BYTES", 4 * WIDTH * 90)
     budget = Budget(1 << 30, workers, 1 << 29 if workers else None, 20_000)
     monkeypatch.setattr(planning, "make_budget", lambda *_: budget)
     parts = planned(data, tmp_path / "b", k=47, size=None, task_bytes=5000)

@@ -93,7 +93,8 @@ def test_the_sample_of_k_means_is_on_the_bill(small: Path) -> None:
     options = {"columns": ["x"], "workers": 0, "memory": "8GiB"}
     few = budget_of(open_dataset(small), "kmeans", k=1, rows_per_center=1, **options)
     many = budget_of(open_dataset(small), "kmeans", k=500, **options)
-    assert few.working - many.working == pytest.approx(999 * (3 * 32 + 128), rel=0.01)
+    sample, centers = 999 * (3 * 16 + 96), 499 * 3 * 32
+    assert few.working - many.working == pytest.approx(sample + centers, rel=0.01)
 
 
 # --- processes ------------------------------------------------------------------------------------

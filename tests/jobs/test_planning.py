@@ -478,7 +478,7 @@ def test_parameters_that_do_not_fit_the_data(
     kmeans = {"columns": ["x"], "k": 2, "out": out}
     refused(MissingColumnError, "no column 'xx' .* Did you mean 'x'", "kmeans", data,
             **{**kmeans, "columns": ["xx"]})  # fmt: skip
-    refused(ColumnTypeError, "'key' is string: k-means needs", "kmeans", data,
+    refused(ColumnTypeError, "'key' is string: expected numbers", "kmeans", data,
             **{**kmeans, "columns": ["key"]})  # fmt: skip
     refused(SelectionError, "k = 51 clusters of 50 rows", "kmeans", data, **{**kmeans, "k": 51})
     refused(SelectionError, "batch_size = 51 is larger than the dataset's 50 rows", "shuffle", data,

@@ -22,6 +22,8 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "kmeans": {"columns": "x", "k": 4},
         "balanced": {"columns": "x", "size": 20, "metric": "cosine", "batches": "within"},
         "ngame": {"columns": "x", "labels": "label", "cluster_size": 4},
+        "prototypes": {"columns": "x", "fraction": 0.5, "balance": 0.5},
+        "near-duplicates": {"columns": "x", "threshold": 0.999},
         "within": {},
         "across": {},
         "aligned": {},

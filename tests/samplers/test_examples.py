@@ -17,6 +17,12 @@ SAYS = {
     "seta_accelerate": ("53 steps, up to epoch 3", "same weights: True"),
     "images": ("400 images", "loss 0."),
     "tokens": ("50 rows, layout torch.jagged", "of the values would be tokens"),
+    "ngame_training": (
+        "random batches: P@1 0.",
+        "NGAME's batches: P@1 0.",
+        "stopped at step 425, in epoch 5",
+        "same weights: True",
+    ),
     "colm_trainer": ("poems:  30 rows, loss", "same weights: True"),
 }
 NEEDS = {
