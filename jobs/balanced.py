@@ -86,7 +86,7 @@ class BalancedGroup(FeatureInput, GroupStage):
 
     def group(self, job: JobContext, state: PlanState) -> PlanState:
         features = self.read_features(job, state.rows)
-        rows = usable_rows(job, state.rows, features, self.place)
+        rows = usable_rows(job, state.rows, features, self)
         invalid = len(state.rows) - len(rows)
         if invalid:
             state = state.selected(job, Choice(rows))

@@ -103,7 +103,7 @@ class ClusterSelect(FeatureInput, SelectStage):
     def cluster_rows(self, job: JobContext, state: PlanState) -> ClusterRows:
         """Read the features of the rows, and put them in the order of their clusters."""
         features = self.read_features(job, state.rows)
-        rows = usable_rows(job, state.rows, features, self.place)
+        rows = usable_rows(job, state.rows, features, self)
         if not len(rows):
             raise SelectionError(
                 f"None of the {len(state.rows):,} rows has features that {self.method} can use: "

@@ -67,6 +67,11 @@ class FeatureInput:
             )
 
     @property
+    def invalid_values(self) -> str:
+        """What values cannot be used, for messages."""
+        return f"NaN, infinite or {'missing' if self.columns is None else 'null'}"
+
+    @property
     def place(self) -> str:
         """Where the features are, for messages."""
         if self.columns is None:
@@ -95,7 +100,7 @@ class FeatureInput:
         )
 
 
-def usable_rows(job: JobContext, rows: RowSet, features: Features, place: str) -> RowSet:
+def usable_rows(job: JobContext, rows: RowSet, features: Features, source: FeatureInput) -> RowSet:
     """Return the rows whose features are finite; others end the job, or are left out.
 
     Parameters
@@ -104,8 +109,8 @@ def usable_rows(job: JobContext, rows: RowSet, features: Features, place: str) -
     rows : RowSet
         Among ``features.rows``.
     features : Features
-    place : str
-        Where they are, for messages.
+    source : FeatureInput
+        Where they are from.
     """
 
     def finite(ids: npt.NDArray[np.uint64], _: slice) -> npt.NDArray[np.bool_]:
@@ -119,8 +124,8 @@ def usable_rows(job: JobContext, rows: RowSet, features: Features, place: str) -
     kept = rows.filter(finite)
     bad = itertools.chain.from_iterable(ids[~kept.contains(ids)] for ids in rows.chunks())
     settle_invalid(
-        "NaN, infinite or missing",
-        [place],
+        source.invalid_values,
+        [source.place],
         len(rows) - len(kept),
         itertools.islice(bad, 6),
         job.on_invalid,

@@ -145,7 +145,7 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
         key = f"{self.method} {state.rows.digest} {job.work.folder}"
         if key not in job.kept:
             features = self.read_features(job, state.rows)
-            rows = usable_rows(job, state.rows, features, self.place)
+            rows = usable_rows(job, state.rows, features, self)
             labels = values = None
             if self.labels is not None:
                 labels = read_labels(job, rows, self.labels)

@@ -212,7 +212,7 @@ class SmallBatches(ReduceStage):
         found = join_chosen([parts[i] for i in range(len(tasks))])
         if isinstance(self, FeatureInput) and len(found.left_out):
             settle_invalid(
-                "NaN, infinite or missing",
+                self.invalid_values,
                 [self.place],
                 len(found.left_out),
                 np.sort(found.left_out)[:6].tolist(),

@@ -111,17 +111,17 @@ def test_every_process_has_an_equal_share(small: Path) -> None:
 
 
 def test_the_bill_comes_first(small: Path) -> None:
-    workers, rest = shares(small, memory="1400MiB", workers=2)
+    workers, rest = shares(small, memory="1700MiB", workers=2)
     assert workers == 2
     assert rest is not None
-    assert 2 * 384 <= rest < 1400 * 2 // 3
+    assert 2 * 384 <= rest < 1700 * 2 // 3
 
 
 def test_fewer_workers_where_memory_is_short(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert shares(small, memory="64GiB")[0] is None  # the engine's own choice: as many as cores
     assert shares(small, memory="2000MiB")[0] == 3
-    assert shares(small, memory="700MiB") == (0, None)
+    assert shares(small, memory="900MiB") == (0, None)
     with pytest.raises(ParameterError, match=r"384 MiB for each of 8 workers.* or use fewer"):
         shares(small, memory="2000MiB", workers=8)
     with pytest.raises(ParameterError, match="96 MiB for a task"):
@@ -135,7 +135,7 @@ def test_a_plan_that_reads_nothing_needs_no_workers(small: Path) -> None:
 
 
 def test_workers_elsewhere_have_limits_of_their_own(small: Path) -> None:
-    assert shares(small, memory="700MiB", scheduler="tcp://127.0.0.1:1") == (None, None)
+    assert shares(small, memory="900MiB", scheduler="tcp://127.0.0.1:1") == (None, None)
 
 
 def test_without_memory_it_is_half_of_the_machine(

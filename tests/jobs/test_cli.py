@@ -252,7 +252,7 @@ def test_progress_as_json_lines(small: Path, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     steps = [line for line in lines if "step" in line]
-    assert {"sampling", "assigning", "writing epoch 0"} <= {s["step"] for s in steps}
+    assert {"reading features", "assigning", "writing epoch 0"} <= {s["step"] for s in steps}
     assert all(s["done"] == s["rows"] for s in steps if s["step"] == "assigning" and s is steps[-1])
     assert steps[-1]["done"] == ROWS
 

@@ -226,9 +226,7 @@ balance = 1.0
 """
     )
     found = run(job)
-    model = KMeans(k=5, seed=7)
-    sample = model.sample(IDS)
-    labels = assign(X, model.train(X[sample], IDS[sample]))[0]
+    labels = KMeans(k=5, seed=7).fit(X).labels
     first = NearDuplicates(threshold=0.98).find(X, labels).rows.astype(int)
     second = Prototypes(fraction=0.5, balance=1).select(X[first], labels[first], IDS[first])
     expected = first[second.rows.astype(int)]
@@ -356,9 +354,7 @@ def test_rows_that_are_not_finite_among_groups(data: Path, tmp_path: Path) -> No
         seed=7,
     )
     found = planning.run_job(spec)
-    model = KMeans(k=4, seed=7)
-    sample = model.sample(IDS)
-    labels = assign(X, model.train(X[sample], IDS[sample]))[0]
+    labels = KMeans(k=4, seed=7).fit(X).labels
     kept = np.delete(IDS, 3)
     expected = Prototypes(fraction=0.5).select(x[kept.astype(int)], labels[kept.astype(int)], kept)
     assert rows_of(found) == kept[expected.rows].tolist()

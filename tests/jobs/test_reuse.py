@@ -186,9 +186,9 @@ def test_what_real_workers_finished_is_taken_over(
 ) -> None:
     whole = again(tmp_path / "whole" / "plan", method="kmeans")
     out = tmp_path / "home" / "plan"
-    killed(small, out, method="kmeans", count=11, workers=2)
+    killed(small, out, method="kmeans", count=8, workers=2)
     second = again(out, method="kmeans")
-    assert second.tasks == whole.tasks - 11 == TASKS - 11
+    assert second.tasks == whole.tasks - 8 == 10 - 8  # it reads the files twice
     assert_same(second.manifest, whole.manifest)
 
 
