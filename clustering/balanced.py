@@ -48,6 +48,7 @@ from ..dataplane.cores import usable_cores
 from ..dataplane.errors import InvalidValueError, ParameterError, SelectionError, examples
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream, keys
+from ..dataplane.row_arrays import checked_ids, float32_rows
 from .clusters import Clusters
 
 __all__ = [
@@ -207,23 +208,8 @@ class BalancedKMeans:
 
 def checked(x: npt.ArrayLike, ids: npt.ArrayLike | None) -> tuple[F32, U64]:
     """Return rows as float32 and their ids; `SelectionError` where they are none."""
-    given: Any = np.asarray(x)
-    if given.ndim != 2 or given.dtype.kind not in "fiu":
-        raise SelectionError(
-            "Expected rows of numbers, of shape (n, d); found "
-            f"{given.dtype} of shape {given.shape}."
-        )
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(given, np.float32)
-    if ids is None:
-        return values, np.arange(len(values), dtype=np.uint64)
-    names: Any = np.asarray(ids)
-    if names.shape != (len(values),) or (names.dtype.kind not in "iu" and names.size):
-        raise SelectionError(
-            f"Expected 'ids' as integers of shape ({len(values)},), found {names.dtype} of shape "
-            f"{names.shape}."
-        )
-    return values, names.astype(np.uint64)
+    values = float32_rows(x)
+    return values, checked_ids(ids, len(values))
 
 
 def key_order(ids: U64, seed: int) -> I64:

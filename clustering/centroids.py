@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.errors import InvalidValueError, SelectionError, examples
-from .inputs import checked_ids, float32_rows
+from ..dataplane.row_arrays import checked_ids, float32_rows
 
 __all__ = [
     "CenterMetric",

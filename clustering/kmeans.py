@@ -40,9 +40,9 @@ from pydantic import Field
 from ..dataplane.errors import InvalidValueError, SelectionError, examples
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream, choose
+from ..dataplane.row_arrays import checked_ids, float32_rows
 from .assignment import Device, assign, chosen_device
 from .clusters import Clusters
-from .inputs import checked_ids, float32_rows
 from .kmeans_init import distinct_rows, plus_plus
 from .kmeans_sums import Scale, Sums, partial_sums, refill, span, update
 

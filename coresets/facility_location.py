@@ -38,6 +38,7 @@ import numpy.typing as npt
 from ..dataplane.checks import require_one_of
 from ..dataplane.errors import ParameterError, SelectionError, examples
 from ..dataplane.random import checked_seed
+from ..dataplane.row_arrays import checked_ids
 from .distances import Metric, distances_to, pairwise_distances
 from .medoids import Chosen, Optimizer, Search, choose, choose_in_parts, on_a_line, unmet_gains
 
@@ -155,7 +156,7 @@ def facility_location(
     if not 0 < epsilon < 1:
         raise ParameterError(f"'epsilon' must be a float in the range (0, 1). Got {epsilon}.")
     values = _checked(features, metric, weights, nonfinite)
-    names = _ids(ids, len(values))
+    names = checked_ids(ids, len(values))
     usable = comparable_rows(values, metric)
     left_out = np.flatnonzero(~usable)
     if len(left_out) and (nonfinite == "fail" or len(left_out) == len(values)):
@@ -263,22 +264,3 @@ def _numbers(features: npt.ArrayLike) -> F32:
         )
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32)
-
-
-def _ids(ids: npt.ArrayLike | None, n: int) -> U64:
-    if ids is None:
-        return np.arange(n, dtype=np.uint64)
-    found = np.asarray(ids)
-    if found.shape != (n,) or (found.dtype.kind not in "iu" and n):
-        raise SelectionError(
-            f"Expected 'ids' as integers of shape ({n},), found {found.dtype} of shape "
-            f"{found.shape}."
-        )
-    named = found.astype(np.uint64)
-    sorted_ = np.sort(named)
-    again = sorted_[1:][sorted_[1:] == sorted_[:-1]]
-    if len(again):
-        raise SelectionError(
-            f"Row ids repeat: {examples(np.unique(again))}. Give each row its own."
-        )
-    return named

@@ -1,11 +1,11 @@
-"""Rows and ids as clusterers take them."""
+"""Rows of numbers and their ids, as algorithms take them."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.errors import SelectionError, examples
+from .errors import SelectionError, examples
 
 __all__ = ["checked_ids", "float32_rows"]
 
