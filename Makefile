@@ -15,7 +15,7 @@ help:            ## what each target does
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Batchloom needs Python 3.11 or newer and found none. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[plan,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[plan,graph,dev]'
 	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/batchloom
 	touch $@
 

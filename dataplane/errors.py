@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 __all__ = [
+    "BatchTooLargeError",
     "BatchloomError",
     "ColumnTypeError",
     "DatasetChangedError",
@@ -132,6 +133,10 @@ class RowIdError(BatchloomError, ValueError):
 
 class SelectionError(BatchloomError, ValueError):
     """A selection, grouping or batching that cannot be made from these rows."""
+
+
+class BatchTooLargeError(SelectionError):
+    """A batch of a graph that would have more edges than it may have."""
 
 
 class SignalError(BatchloomError):

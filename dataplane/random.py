@@ -96,6 +96,11 @@ class Stream(IntEnum):
     BASELINE = 21
     POSITIVE = 22
     BALANCED = 23
+    PPP_SAMPLE = 24
+    PPP_INIT = 25
+    PPP_HALF = 26
+    NEIGHBORS = 50
+    NEGATIVES = 51
 
 
 def _mix(x: int) -> int:
