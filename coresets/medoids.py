@@ -46,7 +46,6 @@ Optimizer = Literal["auto", "lazy", "stochastic"]
 _PASSES = 100  # over all rows, of exchanges
 _ROUNDS = 3  # of a choice in parts, in which each cluster finds its centre
 _AT_ONCE = 4096  # rows that are compared with the chosen ones
-_SOME = 3  # rows that are looked at first
 _STRAIGHT = 1e-3  # how far rows may be from a line, as a share of their spread along it
 
 
@@ -175,11 +174,18 @@ def on_a_line(values: F32, metric: Metric) -> F64 | None:
     """
     if metric == "cosine" or len(values) < 2:
         return None
-    # Some rows tell of most features that they are on no line, without a pass over all.
-    some = values[:_SOME]
-    if _along(some) is None and (some != some[0]).any():
-        return None
-    return _along(values)
+    return None if _bent(values[:3]) else _along(values)
+
+
+def _bent(rows: F32) -> bool:
+    """Whether three rows tell already that all are on no line, as most features do."""
+    if len(rows) < 3 or rows.shape[1] == 1:
+        return False
+    a, b = rows[1] - rows[0], rows[2] - rows[0]
+    longest = max(float(a @ a), float(b @ b))
+    beside = float(a @ a) * float(b @ b) - float(a @ b) ** 2  # an area, squared
+    # Of vectors of d numbers an l1 length is at most √d times the Euclidean one.
+    return bool(beside > _STRAIGHT**2 * rows.shape[1] * longest**2)
 
 
 def _along(values: F32) -> F64 | None:
