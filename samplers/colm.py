@@ -3,14 +3,15 @@
     >>> selector = CoLMSelector(64, source_counts=counts)
     >>> for batch in loader:                                     # of 128 rows, of several sources
     ...     losses = in_micro_batches(lambda part: row_losses(model, batch, part), 128, size=16)
-    ...     probes = spsa_probes(losses, parameter, seed=0, step=selector.step)
+    ...     probes = spsa_probes(losses, parameter, seed=0)      # the same directions at each step
     ...     small = selector.select(probes, sources(batch), ids=batch.rows)
     ...     kept = row_losses(model, batch, small.rows)          # 64 of them
     ...     (world_size * (small.weights * kept).sum() / small.total).backward()
 
 Features may be any that `coresets.gradients` makes, or the caller's own. They are taken through the
 moments of Adam, and of each source the largest dimensions are kept, as the paper has it; both can
-be left out. The memory of a step is that of the small batch and of one micro-batch.
+be left out. Moments are of dimensions that stay the same from step to step, so probes keep their
+directions. The memory of a step is that of the small batch and of one micro-batch.
 
 **Ranks.** Each rank has a part of the large batch. Features, sources and ids are exchanged, every
 rank makes the same choice, and trains on the chosen rows of its own part; a rank of whose part none

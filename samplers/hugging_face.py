@@ -274,7 +274,8 @@ class CoLMTrainerMixin(_Trainer):  # type: ignore[misc]
             return self._losses(model, _rows_of(batch, rows, part), len(part))
 
         if isinstance(own, Prober):
-            return own.features(model, losses, rows, size=self._micro, step=self.selector.step)
+            # The same directions at each step: moments are of dimensions that stay the same.
+            return own.features(model, losses, rows, size=self._micro, step=0)
         parts = torch.arange(rows).split(self._micro)
         with torch.no_grad(), kept_noise():
             found = [own(model, _rows_of(batch, rows, part)) for part in parts]
