@@ -35,7 +35,7 @@ I32 = npt.NDArray[np.int32]
 
 _ROW_BYTES = 64  # of a row beside its numbers, while it is clustered
 _COPIES = 3  # of its numbers
-_LEAF_BYTES = 128 << 20  # that a task may take for a leaf
+_LEAF_BYTES = 48 << 20  # that a task may take for a leaf, beside the program
 _LEAVES = 16  # that rows are dealt out to at a time; a sample is learned on for each
 
 
