@@ -25,6 +25,9 @@ k-means, k-means-dask
     `KMeans(1000)` of a million rows beside faiss.Kmeans trained on all of them, which gives no
     labels; ours does. The same by `jobs.plan` on two workers beside none: CPU seconds of all
     processes, the start of the workers included.
+k-means-large
+    Ten million rows in Parquet files, `--memory 3GB`, beside a quarter: see `clustering_growth`.
+    Memory is what all processes held at once; pages of mapped files are not counted, but printed.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ import torch
 from batchloom.clustering import NGAME, BalancedKMeans, KMeans
 from batchloom.clustering.kmeans import assign
 from batchloom.dataplane.plan import BatchPlan
+from clustering_growth import growth
 from clustering_peers import pair_cosine, reference_batches, reference_clusters, some_rows
 from debian import MultiLabel, multi_label
 from harness import Row, best, interleaved, load, measured, run_benchmark, run_fresh, run_steps
@@ -51,7 +55,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 from two_tower import training
 
-STEPS = ("balanced", "hard-negatives", "training", "k-means", "k-means-dask")
+STEPS = ("balanced", "hard-negatives", "training", "k-means", "k-means-dask", "k-means-large")
 
 # --- balanced clusters ----------------------------------------------------------------------------
 
@@ -361,6 +365,7 @@ def run(folder: Path, quick: bool, only: Sequence[str]) -> list[Row]:
         "training": lambda: training(texts(), quick, rows),
         "k-means": partial(beside_faiss, quick, rows),
         "k-means-dask": partial(through_dask, folder, quick, rows),
+        "k-means-large": partial(growth, folder / "growth", quick, rows),
     }
     torch.set_num_threads(1)
     with threadpool_limits(1):

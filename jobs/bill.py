@@ -37,21 +37,22 @@ def make_budget(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> Bud
     mine = sum(bill.values())
     scans = spec.deep or any(stage.uses_engine for stage in stages)
     if not scans or spec.scheduler is not None:
-        total = _total(spec, mine, bill, 0)
+        total = _total(spec, mine, bill)
         return Budget(total, spec.workers, None, total - mine + _SORTING)
+    worker = _WORKER + max(stage.task_memory(spec, dataset) for stage in stages)
     most = spec.workers if spec.workers is not None else os.cpu_count() or 1
     limit = spec.memory or machine_memory() // 2
     workers = most
     if spec.workers is None:
-        fit = (limit - mine) // _WORKER
+        fit = (limit - mine) // worker
         workers = max(0, min(most, fit))
     if workers == 0:
         bill["a task"] = _SCANNING
         mine += _SCANNING
-        total = _total(spec, mine, bill, 0)
+        total = _total(spec, mine, bill)
         return Budget(total, 0, None, total - mine + _SORTING)
-    total = _total(spec, mine, bill, workers)
-    share = min(max(total // (1 + workers), mine), total - workers * _WORKER)
+    total = _total(spec, mine, bill, workers, worker)
+    share = min(max(total // (1 + workers), mine), total - workers * worker)
     chosen = None if workers == most and spec.workers is None else workers
     return Budget(total, chosen, total - share, share - mine + _SORTING)
 
@@ -78,16 +79,18 @@ def _bill(spec: JobSpec, dataset: Dataset, stages: Sequence[Stage]) -> dict[str,
     return bill
 
 
-def _total(spec: JobSpec, mine: int, bill: dict[str, int], workers: int) -> int:
-    """Return the whole job's memory, or refuse it."""
-    least = mine + workers * _WORKER
+def _total(
+    spec: JobSpec, mine: int, bill: dict[str, int], workers: int = 0, worker: int = 0
+) -> int:
+    """Return the whole job's memory, or refuse it; `worker`: bytes that each of them needs."""
+    least = mine + workers * worker
     machine = machine_memory()
     total = spec.memory or max(machine // 2, least)
     if total >= least and (spec.memory is not None or least <= machine):
         return total
     items = [f"{size_text(b)} for {what}" for what, b in bill.items() if b >= _MIB]
     if workers:
-        items.append(f"{size_text(_WORKER)} for each of {workers} workers")
+        items.append(f"{size_text(worker)} for each of {workers} workers")
     needs = f"needs at least {size_text(least)} of memory: {', '.join(items)}"
     fewer = " or use fewer workers" if workers > 1 else ""
     if spec.memory is None:

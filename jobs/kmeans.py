@@ -24,7 +24,8 @@ __all__ = ["KMeansGroup"]
 
 _FLOPS = 3e10  # a CPU second of distances, for estimates
 _LIBRARIES = 320 << 20  # faiss, and the loops that are compiled
-_VALUE_BYTES = 16  # a value of the sample: float32, its copies and a pass over it
+_TASK_LIBRARIES = 256 << 20  # those of a worker, and the rows that it takes at a time
+_VALUE_BYTES = 8  # a value of the sample: float32, and a copy of it
 _CENTER_BYTES = 32  # a value of the centers: those, shifted ones, sums as integers, and a task's
 _SAMPLE_BYTES = 96  # a row of the sample
 
@@ -116,6 +117,9 @@ class KMeansGroup(FeatureInput, ClusterNumber, GroupStage):
         sample = min(dataset.rows, self.k * self.rows_per_center)
         centers = self.k * width * _CENTER_BYTES
         return _LIBRARIES + sample * (_VALUE_BYTES * width + _SAMPLE_BYTES) + centers
+
+    def task_memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        return _TASK_LIBRARIES + self.k * self._width(dataset) * _CENTER_BYTES
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         return 32 * rows  # ids, places and labels; features as large as their columns

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..dataplane.dataset import DatasetLike
@@ -86,9 +87,25 @@ def plan(
     return run_job(spec, progress=progress)
 
 
-def run(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Manifest:
-    """Run a job file (`spec`) and return the manifest."""
-    return run_job(load_job(path), progress=progress)
+def run(
+    path: str | os.PathLike[str],
+    *,
+    epochs: Any = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Run a job file (`spec`) and return the manifest.
+
+    Parameters
+    ----------
+    path : path
+    epochs : str or (int, int), optional
+        Instead of the file's: the epochs of a series' next member.
+    progress : Progress, optional
+    """
+    spec = load_job(path)
+    if epochs is not None:
+        spec = replace(spec, epochs=epochs)
+    return run_job(spec, progress=progress)
 
 
 def make_spec(

@@ -192,6 +192,11 @@ class Stage:
         del spec, dataset
         return 0
 
+    def task_memory(self, spec: JobSpec, dataset: Dataset) -> int:
+        """Bytes that a worker needs for the stage's tasks, beside what it needs to scan."""
+        del spec, dataset
+        return 0
+
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         """Bytes that the stage keeps in the work folder; `in_memory`: orders are made there."""
         del in_memory

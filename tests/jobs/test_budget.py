@@ -93,7 +93,7 @@ def test_the_sample_of_k_means_is_on_the_bill(small: Path) -> None:
     options = {"columns": ["x"], "workers": 0, "memory": "8GiB"}
     few = budget_of(open_dataset(small), "kmeans", k=1, rows_per_center=1, **options)
     many = budget_of(open_dataset(small), "kmeans", k=500, **options)
-    sample, centers = 999 * (3 * 16 + 96), 499 * 3 * 32
+    sample, centers = 999 * (3 * 8 + 96), 499 * 3 * 32
     assert few.working - many.working == pytest.approx(sample + centers, rel=0.01)
 
 
@@ -111,18 +111,19 @@ def test_every_process_has_an_equal_share(small: Path) -> None:
 
 
 def test_the_bill_comes_first(small: Path) -> None:
-    workers, rest = shares(small, memory="1700MiB", workers=2)
+    workers, rest = shares(small, memory="2100MiB", workers=2)
     assert workers == 2
     assert rest is not None
-    assert 2 * 384 <= rest < 1700 * 2 // 3
+    assert 2 * (384 + 256) <= rest < 2100 * 2 // 3
 
 
 def test_fewer_workers_where_memory_is_short(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert shares(small, memory="64GiB")[0] is None  # the engine's own choice: as many as cores
-    assert shares(small, memory="2000MiB")[0] == 3
+    assert shares(small, memory="2000MiB")[0] == 1
+    assert shares(small, memory="3200MiB")[0] == 3
     assert shares(small, memory="900MiB") == (0, None)
-    with pytest.raises(ParameterError, match=r"384 MiB for each of 8 workers.* or use fewer"):
+    with pytest.raises(ParameterError, match=r"641 MiB for each of 8 workers.* or use fewer"):
         shares(small, memory="2000MiB", workers=8)
     with pytest.raises(ParameterError, match="96 MiB for a task"):
         shares(small, memory="500MiB")

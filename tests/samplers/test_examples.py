@@ -23,6 +23,12 @@ SAYS = {
         "stopped at step 425, in epoch 5",
         "same weights: True",
     ),
+    "seta_ngame": (
+        "epoch 0: 1120 rows, 1 clusters a micro-batch",
+        "epoch 9: 1120 rows, 4 clusters a micro-batch",
+        "images kept aside: ",
+    ),
+    "colm_mixture": ("CoLM's halves: 544 rows an epoch", "random halves: 544 rows an epoch"),
     "colm_trainer": ("poems:  30 rows, loss", "same weights: True"),
 }
 NEEDS = {
