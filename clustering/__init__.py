@@ -1,8 +1,8 @@
 """Which rows belong together, and batches made of that. Pure: arrays in, arrays out.
 
-`kmeans` and `balanced` find clusters; `batches` makes micro-batches within, across or aligned to
-them, `ngame` such that carry hard negatives; `prototypes` and `near_duplicates` select rows within
-clusters.
+`kmeans`, `balanced` and `ppp` find clusters, the last one their number as well; `batches` makes
+micro-batches within, across or aligned to them, `ngame` such that carry hard negatives;
+`prototypes` and `near_duplicates` select rows within clusters.
 """
 
 import lazy_loader

@@ -7,4 +7,6 @@ from .kmeans import KMeans as KMeans
 from .kmeans import KMeansClusters as KMeansClusters
 from .near_duplicates import NearDuplicates as NearDuplicates
 from .ngame import NGAME as NGAME
+from .ppp import PPP as PPP
+from .ppp import Partition as Partition
 from .prototypes import Prototypes as Prototypes

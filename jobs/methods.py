@@ -69,6 +69,13 @@ METHODS: dict[str, Method] = {
             "balanced:BalancedGroup",
             verb=True,
         ),
+        Method(
+            "ppp",
+            "group",
+            "PPP: clusters whose number is found; none where no valleys lie between them",
+            "ppp:PPPGroup",
+            verb=True,
+        ),
         Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
         Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
         Method("aligned", "batch", "micro-batches of whole groups", "cluster_batches:Aligned"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .ppp import print_ppp
+
 __all__ = ["print_selections"]
 
 _BAR = 40  # characters of the largest group's bar
@@ -15,7 +17,9 @@ def print_selections(reports: Mapping[str, Any]) -> None:
     for method, report in reports.items():
         if not isinstance(report, Mapping):
             continue
-        if isinstance(report.get("epochs"), Mapping):
+        if method == "ppp":
+            print_ppp(report)
+        elif isinstance(report.get("epochs"), Mapping):
             for epoch in sorted(report["epochs"], key=int):
                 _print_epoch(method, epoch, report["epochs"][epoch])
         elif {"rows", "selected", "saved"} <= set(report):
