@@ -25,15 +25,22 @@ def inspect(
     storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
-    r"""Show a manifest's header and counts, or one step.
+    r"""Show a manifest's header and counts, or one step; or the degrees of a graph.
 
     \b
     batchloom inspect plan/
     batchloom inspect plan/ --epoch 0 --step 3
     """
     from ...dataplane.series import open_plan
+    from ...samplers.graph.graph_header import is_graph
     from ..inspecting import describe_manifest, describe_step
 
+    if is_graph(manifest):
+        from ...samplers.graph.graph_report import describe_graph
+        from .graph import print_graph
+
+        print_graph(describe_graph(manifest), as_json=as_json)
+        return
     opened = open_plan(manifest, storage_options=opt.parse_storage_options(storage_options))
     if step is not None:
         number = opened.epochs[0] if epoch is None else epoch
@@ -211,16 +218,23 @@ def verify(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    r"""Check every byte of a manifest or packed table; exit 1 where something is not as it should.
+    r"""Check every byte of a manifest, packed table or graph; exit 1 where one is not as it should.
 
     \b
     batchloom verify plan/ --dataset data/
     batchloom verify plan/ --deep
     batchloom verify packed/ --dataset data/
     """
+    from ...samplers.graph.graph_header import is_graph
     from ..verifying import is_packed, verify_packed
     from ..verifying import verify as verify_plan
 
+    if is_graph(manifest):
+        from ...samplers.graph.graph_files import verify_graph
+        from .graph import print_verified
+
+        print_verified(verify_graph(manifest), as_json=as_json)
+        return
     options = opt.parse_storage_options(storage_options)
     if is_packed(manifest, options):
         table = verify_packed(
@@ -266,6 +280,9 @@ def verify(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Manifest.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Manifest.")],
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="Write a page with pictures, too.")
+    ] = None,
     storage_options: opt.StorageOptions = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -273,10 +290,16 @@ def diff(
 
     \b
     batchloom diff plan/ plan2/
+    batchloom diff plan/ plan2/ --html difference.html
     """
     from ..diffing import diff as diff_manifests
 
-    found = diff_manifests(a, b, storage_options=opt.parse_storage_options(storage_options))
+    options = opt.parse_storage_options(storage_options)
+    found = diff_manifests(a, b, storage_options=options)
+    if html is not None:
+        from .reporting import write_difference
+
+        write_difference(html, a, b, options, said=not as_json)
     if as_json:
         print_json(found.to_json())
     elif found.same:
