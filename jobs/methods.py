@@ -76,6 +76,13 @@ METHODS: dict[str, Method] = {
             "ppp:PPPGroup",
             verb=True,
         ),
+        Method(
+            "groups",
+            "group",
+            "groups that a column names: batches within or across them, or of whole ones",
+            "groups:ColumnGroups",
+            verb=True,
+        ),
         Method("within", "batch", "micro-batches of one group each", "cluster_batches:Within"),
         Method("across", "batch", "micro-batches of all groups", "cluster_batches:Across"),
         Method("aligned", "batch", "micro-batches of whole groups", "cluster_batches:Aligned"),

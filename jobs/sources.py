@@ -40,7 +40,9 @@ class Sources:
     counts: npt.NDArray[np.int64]
 
 
-def read_sources(job: JobContext, rows: RowSet, column: str | None) -> Sources:
+def read_sources(
+    job: JobContext, rows: RowSet, column: str | None, *, what: str = "source"
+) -> Sources:
     """Return the sources of rows.
 
     Parameters
@@ -49,6 +51,8 @@ def read_sources(job: JobContext, rows: RowSet, column: str | None) -> Sources:
     rows : RowSet
     column : str or None
         None: the dataset's own sources.
+    what : str
+        What the caller takes the sources for; for messages.
 
     Raises
     ------
@@ -56,20 +60,21 @@ def read_sources(job: JobContext, rows: RowSet, column: str | None) -> Sources:
         Where a row has none, or the dataset has but one source and no column is named.
     """
     if column is None:
-        names, codes = _of_dataset(job, rows)
+        names, codes = _of_dataset(job, rows, what)
     else:
-        names, codes = _of_column(job, rows, column)
+        names, codes = _of_column(job, rows, column, what)
     counts = sum_counts(np.bincount(part, minlength=len(names)) for part in codes.chunks())
     return Sources(rows, names, codes, counts)
 
 
-def _of_dataset(job: JobContext, rows: RowSet) -> tuple[tuple[Any, ...], RowColumn]:
+def _of_dataset(job: JobContext, rows: RowSet, what: str) -> tuple[tuple[Any, ...], RowColumn]:
     fragments = job.dataset.snapshot.fragments
     names = sorted({f.source for f in fragments})
     if len(names) == 1:
+        option = "sources" if what == "source" else "column"
         raise SelectionError(
-            f"The dataset has one source, '{names[0]}': name the column of the sources "
-            "(--set sources=COLUMN), or plan a dataset of several named sources."
+            f"The dataset has one source, '{names[0]}': name the column of the {what}s "
+            f"(--set {option}=COLUMN), or plan a dataset of several named sources."
         )
     of_fragment = np.array([names.index(f.source) for f in fragments], np.int32)
     snapshot = job.dataset.snapshot
@@ -77,9 +82,11 @@ def _of_dataset(job: JobContext, rows: RowSet) -> tuple[tuple[Any, ...], RowColu
     return tuple(names), codes
 
 
-def _of_column(job: JobContext, rows: RowSet, column: str) -> tuple[tuple[Any, ...], RowColumn]:
+def _of_column(
+    job: JobContext, rows: RowSet, column: str, what: str
+) -> tuple[tuple[Any, ...], RowColumn]:
     hashed = read_codes(job, rows, column)
-    values = _values(job, rows, hashed, column)
+    values = _values(job, rows, hashed, column, what)
     order = sorted(range(len(values)), key=lambda code: values[code])
     place = np.empty(len(values), np.int32)
     place[order] = np.arange(len(values), dtype=np.int32)
@@ -87,7 +94,7 @@ def _of_column(job: JobContext, rows: RowSet, column: str) -> tuple[tuple[Any, .
     return tuple(values[code] for code in order), codes
 
 
-def _values(job: JobContext, rows: RowSet, codes: RowColumn, column: str) -> list[Any]:
+def _values(job: JobContext, rows: RowSet, codes: RowColumn, column: str, what: str) -> list[Any]:
     """Return the value of each code: that of the first row that has it."""
     firsts: dict[int, int] = {}
     start = 0
@@ -102,7 +109,7 @@ def _values(job: JobContext, rows: RowSet, codes: RowColumn, column: str) -> lis
     for row, value in zip(ids.tolist(), values, strict=True):
         if value is None or value != value:
             raise SelectionError(
-                f"Row {row} has no source: its '{column}' is {'null' if value is None else value}. "
+                f"Row {row} has no {what}: its '{column}' is {'null' if value is None else value}. "
                 "Give it one, or leave such rows out (--where "
                 f"'{column} is not null')."
             )

@@ -21,6 +21,7 @@ def examples(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "shuffle": {"stratify": "label", "balance": "label"},
         "kmeans": {"columns": "x", "k": 4},
         "ppp": {"columns": "x", "k_max": 6, "separable": True},
+        "groups": {"column": "label"},
         "balanced": {"columns": "x", "size": 20, "metric": "cosine", "batches": "within"},
         "ngame": {"columns": "x", "labels": "label", "cluster_size": 4},
         "prototypes": {"columns": "x", "fraction": 0.5, "balance": 0.5},
