@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Many tests wait for processes of their own. Those of one file share what it sets up.
 TESTS_AT_ONCE ?= 2
 
-.PHONY: help setup demo test test-gpu lint bench bench-loader clean
+.PHONY: help setup demo test test-gpu test-browser lint bench bench-loader bench-graph bench-service clean
 help:            ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -30,6 +30,9 @@ test: $(STAMP)   ## the tests, under ten minutes on two cores
 test-gpu: $(STAMP)  ## the tests that need a GPU, and the gathers' benchmark; figures in gpu-out/
 	benchmarks/gpu_check.sh $(BIN)/python gpu-out
 
+test-browser: $(STAMP)  ## the service's pages in a real Chromium (Debian: apt-get install chromium)
+	$(BIN)/python -m pytest -m browser -q
+
 lint: $(STAMP)   ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +45,15 @@ bench: $(STAMP)  ## the benchmarks, printed as ratios; fails where a bar is miss
 
 bench-loader: $(STAMP)  ## the loader against memory, disk, object store and its peers (minutes, 15 GB)
 	$(BIN)/python benchmarks/loader.py --check
+
+bench-graph: $(STAMP)  ## graphs: sampling, building, training beside their references (minutes, 5 GB)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graph.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graph_build.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graph_training.py --check
+
+bench-service: $(STAMP)  ## the service and reports, beside files and a bare HTTP stream (minutes)
+	$(BIN)/python benchmarks/service.py --check
+	$(BIN)/python benchmarks/report.py --check
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) .bench demo-out gpu-out build dist *.egg-info

@@ -24,14 +24,23 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-__all__ = ["MultiLabel", "multi_label"]
+__all__ = [
+    "ALTERNATIVE",
+    "ENOUGH",
+    "WIDTH",
+    "MultiLabel",
+    "known_packages",
+    "multi_label",
+    "paragraphs",
+]
 
 WIDTH = 128
 FEWEST, MOST = 2, 2000  # rows of a label
 ENOUGH = 20_000  # packages that make a set; without a package index only installed ones are known
 
 _TOPICS, _INSIDE, _GENERATED = 64, 48, 50_000
-_ALTERNATIVE = re.compile(r"\s*([a-z0-9][a-z0-9+.-]*)")
+ALTERNATIVE = re.compile(r"\s*([a-z0-9][a-z0-9+.-]*)")
+"""A package that another names, without its version."""
 
 _Text = tuple[str, set[str]]  # and its labels
 
@@ -70,7 +79,7 @@ class MultiLabel:
 
 def multi_label(most: int | None = None) -> MultiLabel:
     """Return the set, or `most` of its rows drawn at random."""
-    found = dict(_packages(_known_packages()))
+    found = dict(_packages(known_packages()))
     source = "Debian" if len(found) >= ENOUGH else "generated"
     rows = [found[name] for name in sorted(found)] if source == "Debian" else list(_generated())
     if most is not None and most < len(rows):
@@ -103,7 +112,7 @@ def _made(source: str, rows: list[_Text]) -> MultiLabel:
 # --- Debian's packages ----------------------------------------------------------------------------
 
 
-def _known_packages() -> str:
+def known_packages() -> str:
     """Return what apt knows of all packages, in the format of Debian's control files."""
     if shutil.which("apt-cache") is None:
         return ""
@@ -112,18 +121,23 @@ def _known_packages() -> str:
     return "" if done.returncode else done.stdout
 
 
-def _packages(text: str) -> Iterator[tuple[str, _Text]]:
-    """Read packages; of a name that comes twice the last one counts."""
+def paragraphs(text: str) -> Iterator[dict[str, str]]:
+    """Yield the fields of each package, values as they stand."""
     for paragraph in text.split("\n\n"):
         fields = dict(
             line.split(":", 1) for line in paragraph.replace("\n ", " ").split("\n") if ":" in line
         )
-        if "Package" not in fields:
-            continue
+        if "Package" in fields:
+            yield fields
+
+
+def _packages(text: str) -> Iterator[tuple[str, _Text]]:
+    """Read packages; of a name that comes twice the last one counts."""
+    for fields in paragraphs(text):
         name = fields["Package"].strip()
         labels = {f"t:{tag.strip()}" for tag in fields.get("Tag", "").split(",") if tag.strip()}
         for group in fields.get("Depends", "").split(","):
-            if first := _ALTERNATIVE.match(group):
+            if first := ALTERNATIVE.match(group):
                 labels.add(f"d:{first[1]}")
         yield name, (f"{name} {fields.get('Description', '').strip()}", labels)
 

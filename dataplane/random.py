@@ -101,6 +101,8 @@ class Stream(IntEnum):
     PPP_HALF = 26
     NEIGHBORS = 50
     NEGATIVES = 51
+    PART_ORDER = 52
+    DIRECTIONS = 53
 
 
 def _mix(x: int) -> int:

@@ -1,6 +1,7 @@
 from .cleaning import gc as gc
 from .editing import edit as edit
 from .exporting import export as export
+from .graph_build import build_graph as build_graph
 from .methods import register as register
 from .packing import pack as pack
 from .planning import plan as plan

@@ -26,8 +26,8 @@ from .keys import PlannedBatches
 from .links import Endpoint, Links, bars_of, draw_links
 from .options import Bar, SamplerOptions, planned_batches, word_of
 from .outputs import HeteroSample, as_tensor, link_metadata
+from .pyg_lib import sampling_by
 from .relations import BarredEdges, EdgeTimes, Relation, Times, check_fanouts
-from .sampling import Sampling
 
 with needs_extra("Graph sampling", "graph"):
     from torch_geometric.sampler import BaseSampler
@@ -62,8 +62,9 @@ class HeteroNeighborSampler(BaseSampler):  # type: ignore[misc]
         ``relation`` and ``rev_relation`` are known.
     **options
         `seed`, `replace`, `disjoint`, `subgraph_type`, `offsets`, `temporal_strategy`, `draws`,
-        `exclude_seed_edges`, `true_negatives`, `max_edges_per_batch`, `table_bytes`: those of
-        `sampler.NeighborSampler`. ``'bidirectional'`` is as PyG has it, without edge numbers.
+        `exclude_seed_edges`, `true_negatives`, `max_edges_per_batch`, `table_bytes`, `backend`:
+        those of `sampler.NeighborSampler`. ``'bidirectional'`` is as PyG has it: without edge
+        numbers.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class HeteroNeighborSampler(BaseSampler):  # type: ignore[misc]
         self.options = SamplerOptions(**options)
         self.options.check(weighted=bool(weights), temporal=temporal)
         self._planned = planned_batches(offsets)
+        self.fingerprint: str | None = getattr(graphs, "fingerprint", None)
         self.num_nodes = _count_nodes(graphs, num_nodes or {})
         self.node_types, self.edge_types = list(self.num_nodes), list(graphs)
         for given in (weights, edge_time, fanouts if isinstance(fanouts, Mapping) else None):
@@ -119,7 +121,8 @@ class HeteroNeighborSampler(BaseSampler):  # type: ignore[misc]
                 )
             )
         bidirectional = self.options.subgraph_type == "bidirectional"
-        self._sampling = Sampling(
+        self._sampling = sampling_by(
+            self.options.backend,
             relations,
             list(self.num_nodes.values()),
             replace=self.options.replace,
@@ -128,6 +131,7 @@ class HeteroNeighborSampler(BaseSampler):  # type: ignore[misc]
             max_edges=self.options.max_edges_per_batch,
             table_bytes=self.options.table_bytes,
             kinds=self.node_types,
+            edge_kinds=self.edge_types,
         )
 
     @classmethod
@@ -180,10 +184,13 @@ class HeteroNeighborSampler(BaseSampler):  # type: ignore[misc]
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def sample_from_nodes(self, index: NodeSamplerInput, **_: Any) -> HeteroSample:
+    def sample_from_nodes(
+        self, index: NodeSamplerInput, *, key: int | None = None, **_: Any
+    ) -> HeteroSample:
         """Sample the neighbourhoods of nodes of one kind, ``index.input_type``."""
         seeds = {self._known_kind(index.input_type): node_ids(index.node)}
-        key = batch_key(self.options.seed, self._planned, index.input_id, node_ids(index.node))
+        if key is None:
+            key = batch_key(self.options.seed, self._planned, index.input_id, node_ids(index.node))
         limits = {}
         if index.time is not None:
             limits[index.input_type] = as_seed_times(index.time, index.node.numel())

@@ -13,10 +13,11 @@ from .draws import Drawn
 from .keys import PlannedBatches
 from .sampling import MAX_EDGES, TABLE_BYTES, Subgraph
 
-__all__ = ["Bar", "SamplerOptions", "TemporalStrategy", "planned_batches", "word_of"]
+__all__ = ["Backend", "Bar", "SamplerOptions", "TemporalStrategy", "planned_batches", "word_of"]
 
 TemporalStrategy = Literal["uniform", "last"]
 Bar = Literal["none", "forward", "both"]
+Backend = Literal["numba", "pyg-lib"]
 
 
 @parameters
@@ -41,6 +42,7 @@ class SamplerOptions:
         int, Field(ge=1, lt=2**31, description="edges of a batch; local numbers have 32 bits")
     ] = MAX_EDGES
     table_bytes: Annotated[int, Field(ge=0, description="of a table of nodes")] = TABLE_BYTES
+    backend: Annotated[Backend, Field(description="whose kernels sample")] = "numba"
 
     def check(self, *, weighted: bool, temporal: bool) -> None:
         """Raise `ParameterError` where options exclude each other."""
@@ -65,6 +67,15 @@ class SamplerOptions:
                 "temporal_strategy='last' takes the latest edges, whatever their weights: leave "
                 "the weights out, or use 'uniform'."
             )
+        if self.backend == "pyg-lib":
+            for lacking, given in (
+                ("draws='labor'", self.draws == "labor"),
+                ("subgraph_type='induced'", self.subgraph_type == "induced"),
+                ("exclude_seed_edges", self.exclude_seed_edges != "none"),
+                ("weights together with times", weighted and temporal),
+            ):
+                if given:
+                    raise ParameterError(f"pyg-lib has no {lacking}: use backend='numba'.")
 
 
 def planned_batches(offsets: npt.ArrayLike | PlannedBatches | None) -> PlannedBatches | None:

@@ -25,10 +25,10 @@ from .draws import drawn_by
 from .inputs import as_seed_times, batch_key, node_ids
 from .keys import PlannedBatches
 from .links import Endpoint, bars_of, draw_links
-from .options import SamplerOptions, planned_batches, word_of
+from .options import Backend, SamplerOptions, planned_batches, word_of
 from .outputs import HomogeneousSample, as_tensor, link_metadata
+from .pyg_lib import sampling_by
 from .relations import BarredEdges, EdgeTimes, Relation, Times, check_fanouts
-from .sampling import Sampling
 
 with needs_extra("Graph sampling", "graph"):
     from torch_geometric.sampler import BaseSampler
@@ -81,6 +81,8 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
     max_edges_per_batch : int
     table_bytes : int
         Memory up to which nodes are numbered by a table of 8 bytes a node, and not by a hash.
+    backend : {'numba', 'pyg-lib'}
+        Whose kernels sample: ours, or pyg-lib's where it is installed; see `pyg_lib`.
     check : bool
         Whether every number of the graph is looked at.
 
@@ -90,6 +92,8 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
         Where an option is out of its range, or two exclude each other.
     InvalidValueError
         Where the graph is malformed, or a weight is not positive.
+    MissingExtraError
+        Where pyg-lib is asked for and not installed.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
         true_negatives: bool = False,
         max_edges_per_batch: int | None = None,
         table_bytes: int | None = None,
+        backend: Backend = "numba",
         check: bool = True,
     ) -> None:
         super().__init__()
@@ -128,6 +133,7 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
             temporal_strategy=temporal_strategy,  # type: ignore[arg-type]
             exclude_seed_edges=exclude_seed_edges,  # type: ignore[arg-type]
             true_negatives=true_negatives,
+            backend=backend,
             **given,
         )
         self.options.check(weighted=weights is not None, temporal=temporal)
@@ -135,6 +141,7 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
             raise ParameterError("Give node_time or edge_time, not both.")
         graph = CSCGraph(colptr, row, permutation=permutation, check=check)
         self._planned = planned_batches(offsets)
+        self.fingerprint: str | None = None
         self._node_time: Times | None = None
         edge_times: EdgeTimes | None = None
         if node_time is not None:
@@ -152,7 +159,8 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
             times=edge_times,
             last=self.options.temporal_strategy == "last",
         )
-        self._sampling = Sampling(
+        self._sampling = sampling_by(
+            backend,
             [relation],
             [graph.num_nodes],
             replace=replace,
@@ -170,13 +178,15 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
                 f"The graph leads from {graph.num_sources} nodes to {graph.num_nodes} others, and "
                 "a graph of one kind of nodes to its own. Use HeteroNeighborSampler."
             )
-        return cls(
+        made = cls(
             graph.colptr,
             graph.row,
             fanouts,
             permutation=graph.permutation,
             **{"check": False, **options},
         )
+        made.fingerprint = getattr(graph, "fingerprint", None)
+        return made
 
     @classmethod
     def from_data(cls, data: Any, fanouts: Sequence[int], **options: Any) -> Self:
@@ -205,8 +215,16 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def sample_from_nodes(self, index: NodeSamplerInput, **_: Any) -> HomogeneousSample:
+    def sample_from_nodes(
+        self, index: NodeSamplerInput, *, key: int | None = None, **_: Any
+    ) -> HomogeneousSample:
         """Sample the neighbourhoods of nodes.
+
+        Parameters
+        ----------
+        index : NodeSamplerInput
+        key : int, optional
+            What the draws are keyed by, of a caller who knows the batch's place in a plan.
 
         Raises
         ------
@@ -215,7 +233,8 @@ class NeighborSampler(BaseSampler):  # type: ignore[misc]
         BatchTooLargeError
         """
         seeds = node_ids(index.node)
-        key = batch_key(self.options.seed, self._planned, index.input_id, seeds)
+        if key is None:
+            key = batch_key(self.options.seed, self._planned, index.input_id, seeds)
         limits = None if index.time is None else as_seed_times(index.time, seeds.size)
         out = self._sample(seeds, key, limits, None)
         out.metadata = (index.input_id, index.time)

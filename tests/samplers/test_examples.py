@@ -29,6 +29,14 @@ SAYS = {
         "images kept aside: ",
     ),
     "colm_mixture": ("CoLM's halves: 544 rows an epoch", "random halves: 544 rows an epoch"),
+    "graph_nodes": ("12 batches an epoch", "better than half are right: True"),
+    "graph_links": ("links rank above what is none: True",),
+    "graph_kinds": ("60 micro-batches", "two ranks sample what one does: True"),
+    "graph_large": (
+        "stopped after 13 batches, in epoch 1",
+        "same weights: True",
+        "of the reads, all right: True",
+    ),
     "colm_trainer": ("poems:  30 rows, loss", "same weights: True"),
 }
 NEEDS = {
@@ -37,11 +45,15 @@ NEEDS = {
     "seta_accelerate": "accelerate",
     "images": "PIL",
     "colm_trainer": "transformers",
+    "graph_nodes": "torch_geometric",
+    "graph_links": "torch_geometric",
+    "graph_kinds": "torch_geometric",
+    "graph_large": "torch_geometric",
 }
 
 
 def test_every_example_is_run_here():
-    elsewhere = {"made_up", "seta_training"}  # no program; run by test_loss_samplers.py
+    elsewhere = {"made_up", "seta_training", "service_training"}  # no program; by other tests
     assert {p.stem for p in EXAMPLES.glob("*.py")} - elsewhere == set(SAYS)
 
 
