@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +17,7 @@ from .dataset import Dataset, DatasetLike
 from .epochs import Epoch
 from .errors import ManifestError, SelectionError
 from .manifest import HEADER, Manifest
+from .remote_wire import is_run_address
 from .storage import locate
 
 __all__ = ["Plan", "Series", "member_name", "open_plan"]
@@ -85,6 +86,13 @@ class Series:
                     f"{self.path}: {member_name(*before)} and {member_name(*after)} overlap; "
                     "remove one of them."
                 )
+
+    def look_for(self, epoch: int, seconds: float = 1.0) -> None:
+        """Look for the member that holds an epoch; where a service tells, wait for it a little."""
+        self.refresh()
+
+    def tell(self, note: Callable[[], dict[str, Any]], *, last: bool = False) -> None:
+        """Say where a rank stands to whoever listens: a service does, files do not."""
 
     def _has_header(self, name: str) -> bool:
         """Whether a member is committed; a store is not asked twice of one that is."""
@@ -181,9 +189,13 @@ def open_plan(
     verify: Literal["header", "all"] = "header",
     storage_options: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Open a manifest or a series of them, by path or URI."""
+    """Open a manifest or a series of them, by path or URI; or a run of a service, by address."""
     if isinstance(path, Manifest | Series):
         return path
+    if is_run_address(path):
+        from .remote import open_remote
+
+        return open_remote(str(path), verify=verify, storage_options=storage_options)
     folder = locate(path, storage_options)
     if not folder.join(HEADER).exists() and any(
         name.startswith("epochs-") for name, _ in folder.entries()

@@ -36,6 +36,7 @@ from .bitmap import Bitmap
 from .errors import DatasetError, ParameterError, SignalError, nearest
 from .latest import LatestValues, latest_of
 from .observations import Observations, winners
+from .remote_wire import is_run_address
 from .rowset import RowSet
 from .series import Plan, Series
 from .signal_binding import MOST_ATTEMPTS, bind, draw_attempt, snapshot_given, snapshot_of
@@ -134,6 +135,7 @@ class SignalStore:
         Parameters
         ----------
         path : path or URI
+            Or the address of a run of a service: then a `remote_signals.RemoteSignals`.
         dataset : Snapshot, Dataset, Manifest or Series
             What the row ids belong to. A dataset that has grown since the store was made extends
             it.
@@ -157,6 +159,18 @@ class SignalStore:
         """
         _require("writer", writer, 0, 99_999)
         _require("part_rows", part_rows, 1, 1 << 26)
+        if is_run_address(path):
+            from .remote_signals import open_remote_signals
+
+            return open_remote_signals(
+                str(path),
+                dataset,
+                writer=writer,
+                attempt=attempt,
+                part_rows=part_rows,
+                flush_seconds=flush_seconds,
+                storage_options=storage_options,
+            )
         location = locate(path, storage_options)
         snapshot = bind(location, snapshot_given(dataset))
         if attempt is None:

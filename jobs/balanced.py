@@ -11,10 +11,9 @@ from ..clustering.balanced import BalancedKMeans
 from ..dataplane.dataset import Dataset
 from ..dataplane.parameters import parameters
 from .balanced_labels import balanced_labels, sample_bytes
-from .cluster_batches import make_batches
 from .context import JobContext
-from .features import FeatureInput, feature_width, usable_rows
-from .stages import BatchStage, Choice, GroupStage, PlanState
+from .group_stages import FeatureGroups
+from .stages import PlanState
 
 if TYPE_CHECKING:
     from .spec import JobSpec
@@ -26,7 +25,7 @@ _RATE = 3e5  # rows a CPU second
 
 
 @parameters
-class BalancedGroup(FeatureInput, GroupStage):
+class BalancedGroup(FeatureGroups):
     """Parameters of balanced clusters."""
 
     method = "balanced"
@@ -54,47 +53,23 @@ class BalancedGroup(FeatureInput, GroupStage):
     def model(self, seed: int) -> BalancedKMeans:
         return BalancedKMeans(k=self.k, size=self.size, metric=self.metric, seed=seed)
 
-    def parameters(self) -> dict[str, object]:
-        mine = super().parameters()
-        return {k: v for k, v in mine.items() if k not in ("batches", "drop_last")}
-
-    def check(self, spec: JobSpec) -> None:
-        self.check_input(self.method, spec)
-
-    def reads(self) -> list[str]:
-        return list(self.columns or [])
-
-    @property
-    def uses_engine(self) -> bool:
-        return True
-
-    def default_batch(self) -> BatchStage:
-        return make_batches(self.batches, drop_last=self.drop_last)
-
     def cost(self, dataset: Dataset, rows: int) -> float:
         return super().cost(dataset, rows) + rows / _RATE
 
     def memory(self, spec: JobSpec, dataset: Dataset) -> int:
-        width = sum(feature_width(dataset, c) for c in self.columns or [])
-        return _LIBRARIES + sample_bytes(dataset.rows, width, self.model(0))
+        return _LIBRARIES + sample_bytes(dataset.rows, self.width(dataset), self.model(0))
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         return 48 * rows  # ids, places, leaves and labels; features as large as their columns
 
-    def prepare(self, job: JobContext) -> None:
-        self.read_signal(job)
-
     def group(self, job: JobContext, state: PlanState) -> PlanState:
-        features = self.read_features(job, state.rows)
-        rows = usable_rows(job, state.rows, features, self)
-        invalid = len(state.rows) - len(rows)
-        if invalid:
-            state = state.selected(job, Choice(rows))
+        before = len(state.rows)
+        state, rows, features = self.read(job, state)
         labels = balanced_labels(job, rows, features, self.model(job.seed))
         clusters = self.model(job.seed).clusters(len(rows))
         report = {
             "clusters": clusters,
             "sizes": [len(rows) // clusters, -(-len(rows) // clusters)],
-            "invalid_rows": invalid,
+            "invalid_rows": before - len(rows),
         }
         return replace(state, groups=labels).reported(self.method, report)

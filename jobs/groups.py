@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..dataplane.parameters import parameters
-from .cluster_batches import make_batches
 from .context import JobContext
+from .group_stages import BatchedGroups
 from .sources import read_sources
-from .stages import BatchStage, GroupStage, PlanState
+from .stages import PlanState
 
 __all__ = ["ColumnGroups"]
 
@@ -19,7 +19,7 @@ _NAMES_TOLD = 1000
 
 
 @parameters
-class ColumnGroups(GroupStage):
+class ColumnGroups(BatchedGroups):
     """Parameters of groups."""
 
     method = "groups"
@@ -40,19 +40,12 @@ class ColumnGroups(GroupStage):
     ] = "within"
     drop_last: Annotated[bool, Field(description="leave out rows that fill no micro-batch")] = False
 
-    def parameters(self) -> dict[str, Any]:
-        mine = super().parameters()
-        return {k: v for k, v in mine.items() if k not in ("batches", "drop_last")}
-
     def reads(self) -> list[str]:
         return [] if self.column is None else [self.column]
 
     @property
     def uses_engine(self) -> bool:
         return self.column is not None
-
-    def default_batch(self) -> BatchStage:
-        return make_batches(self.batches, drop_last=self.drop_last)
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         del in_memory

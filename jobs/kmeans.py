@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,11 +11,10 @@ from pydantic import Field
 from ..clustering.kmeans import KMeans
 from ..dataplane.dataset import Dataset
 from ..dataplane.parameters import parameters
-from .cluster_batches import make_batches
 from .context import JobContext
-from .features import FeatureInput, feature_width, usable_rows
+from .group_stages import FeatureGroups
 from .kmeans_labels import kmeans_labels
-from .stages import BatchStage, Choice, GroupStage, PlanState
+from .stages import PlanState
 
 if TYPE_CHECKING:
     from .spec import JobSpec
@@ -38,7 +37,7 @@ class ClusterNumber:
 
 
 @parameters
-class KMeansGroup(FeatureInput, ClusterNumber, GroupStage):
+class KMeansGroup(FeatureGroups, ClusterNumber):
     """Parameters of k-means clusters."""
 
     method = "kmeans"
@@ -84,28 +83,8 @@ class KMeansGroup(FeatureInput, ClusterNumber, GroupStage):
             probes=self.probes,
         )
 
-    def parameters(self) -> dict[str, Any]:
-        mine = super().parameters()
-        return {k: v for k, v in mine.items() if k not in ("batches", "drop_last")}
-
-    def check(self, spec: JobSpec) -> None:
-        self.check_input(self.method, spec)
-
-    def reads(self) -> list[str]:
-        return list(self.columns or [])
-
-    @property
-    def uses_engine(self) -> bool:
-        return True
-
-    def default_batch(self) -> BatchStage:
-        return make_batches(self.batches, drop_last=self.drop_last)
-
-    def _width(self, dataset: Dataset) -> int:
-        return sum(feature_width(dataset, c) for c in self.columns or [])
-
     def cost(self, dataset: Dataset, rows: int) -> float:
-        width = self._width(dataset)
+        width = self.width(dataset)
         searched = self.k if not self.model(0).two_levels else 5 * int(self.k**0.5)
         sample = min(rows, self.k * self.rows_per_center)
         distances = sample * searched * self.max_iter / 2  # it seldom needs all of them
@@ -113,26 +92,20 @@ class KMeansGroup(FeatureInput, ClusterNumber, GroupStage):
         return super().cost(dataset, rows) + 2 * width * distances / _FLOPS
 
     def memory(self, spec: JobSpec, dataset: Dataset) -> int:
-        width = self._width(dataset)
+        width = self.width(dataset)
         sample = min(dataset.rows, self.k * self.rows_per_center)
         centers = self.k * width * _CENTER_BYTES
         return _LIBRARIES + sample * (_VALUE_BYTES * width + _SAMPLE_BYTES) + centers
 
     def task_memory(self, spec: JobSpec, dataset: Dataset) -> int:
-        return _TASK_LIBRARIES + self.k * self._width(dataset) * _CENTER_BYTES
+        return _TASK_LIBRARIES + self.k * self.width(dataset) * _CENTER_BYTES
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         return 32 * rows  # ids, places and labels; features as large as their columns
 
-    def prepare(self, job: JobContext) -> None:
-        self.read_signal(job)
-
     def group(self, job: JobContext, state: PlanState) -> PlanState:
-        features = self.read_features(job, state.rows)
-        rows = usable_rows(job, state.rows, features, self)
-        invalid = len(state.rows) - len(rows)
-        if invalid:
-            state = state.selected(job, Choice(rows))
+        before = len(state.rows)
+        state, rows, features = self.read(job, state)
         found = kmeans_labels(job, rows, features, self.model(job.seed))
         report = {
             "sample_rows": found.sample_rows,
@@ -140,6 +113,6 @@ class KMeansGroup(FeatureInput, ClusterNumber, GroupStage):
             "device": found.device,
             "inertia": found.sums.inertia,
             "sizes": np.asarray(found.sums.counts).tolist(),
-            "invalid_rows": invalid,
+            "invalid_rows": before - len(rows),
         }
         return replace(state, groups=found.labels).reported("kmeans", report)

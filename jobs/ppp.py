@@ -17,13 +17,13 @@ from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream
 from ..dataplane.row_column import ColumnWriter, RowColumn, Segment
 from ..dataplane.rowset import RowSet
-from .cluster_batches import make_batches
 from .context import JobContext
-from .features import FeatureInput, Features, feature_width, usable_rows
+from .features import Features
+from .group_stages import FeatureGroups
 from .loss_stages import settings_of
 from .rank_tasks import RankTask, rank_tasks
 from .signal_reading import run_tasks
-from .stages import BatchStage, Choice, GroupStage, PlanState
+from .stages import Choice, PlanState
 
 if TYPE_CHECKING:
     from .spec import JobSpec
@@ -37,7 +37,7 @@ _RATE = 1e6  # rows a CPU second
 
 
 @parameters
-class PPPGroup(FeatureInput, PPPSettings, GroupStage):
+class PPPGroup(FeatureGroups, PPPSettings):
     """Parameters of PPP."""
 
     method = "ppp"
@@ -60,53 +60,27 @@ class PPPGroup(FeatureInput, PPPSettings, GroupStage):
     def model(self, seed: int) -> PPP:
         return PPP(**settings_of(self, PPPSettings), seed=seed)
 
-    def parameters(self) -> dict[str, Any]:
-        mine = super().parameters()
-        return {k: v for k, v in mine.items() if k not in ("batches", "drop_last")}
-
-    def check(self, spec: JobSpec) -> None:
-        self.check_input(self.method, spec)
-
-    def reads(self) -> list[str]:
-        return list(self.columns or [])
-
-    @property
-    def uses_engine(self) -> bool:
-        return True
-
-    def default_batch(self) -> BatchStage:
-        return make_batches(self.batches, drop_last=self.drop_last)
-
     def cost(self, dataset: Dataset, rows: int) -> float:
-        fit = self.sample_rows(rows) * self.k_max * (_FIT + _FIT_VALUE * self._width(dataset))
+        fit = self.sample_rows(rows) * self.k_max * (_FIT + _FIT_VALUE * self.width(dataset))
         return super().cost(dataset, rows) + fit + rows / _RATE
 
     def memory(self, spec: JobSpec, dataset: Dataset) -> int:
-        values = self.sample_rows(dataset.rows) * self._width(dataset)
+        values = self.sample_rows(dataset.rows) * self.width(dataset)
         return _LIBRARIES + values * _VALUE_BYTES
-
-    def _width(self, dataset: Dataset) -> int:
-        return sum(feature_width(dataset, c) for c in self.columns or [])
 
     def work_bytes(self, rows: int, *, in_memory: bool) -> int:
         return 32 * rows  # ids, places, labels; features as large as their columns
 
-    def prepare(self, job: JobContext) -> None:
-        self.read_signal(job)
-
     def group(self, job: JobContext, state: PlanState) -> PlanState:
-        features = self.read_features(job, state.rows)
-        rows = usable_rows(job, state.rows, features, self)
-        invalid = len(state.rows) - len(rows)
-        if invalid:
-            state = state.selected(job, Choice(rows))
+        before = len(state.rows)
+        state, rows, features = self.read(job, state)
         model = self._trained(job, rows, features)
         labels, sure = _assigned(job, rows, features, model)
         sample = self.sample_rows(len(rows))
         report = {
             "k": model.k,
             **_counted(labels, sure, model.k),
-            "invalid_rows": invalid,
+            "invalid_rows": before - len(rows),
             "sample_rows": sample,
             "limits": self.limits(sample),
             "evidence": list(model.evidence),

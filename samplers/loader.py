@@ -22,6 +22,7 @@ import torch
 from ..dataplane.checks import require_int
 from ..dataplane.errors import ParameterError
 from ..dataplane.pack_cache import CACHE_BYTES
+from ..dataplane.series import Series
 from ..gpu_access.transfer import Transfer, check_transfer, resolve_device
 from .buffers import Buffers
 from .collate import Collate, resolve_collate
@@ -249,10 +250,25 @@ class ManifestLoader:
     def _watch(self, over: bool) -> None:
         """Tell whoever wants to know, each time that the caller went on to another window."""
         self._meter.warn(self._sources.stats)
+        if isinstance(self._walk.plan, Series):
+            self._walk.plan.tell(self._note, last=over)
         if self._line is not None:
             self._line.show(self._walk.state(), self.stats())
             if over:
                 self._line.end()
+
+    def _note(self) -> dict[str, Any]:
+        """Return what is told of this rank."""
+        state, stats = self._walk.state(), self.stats()
+        return {
+            "rank": self.rank,
+            "world": self.world_size,
+            "epoch": state.epoch,
+            "step": state.next_step,
+            "samples": stats.samples,
+            "seconds": stats.seconds,
+            "waited_seconds": stats.waited_seconds,
+        }
 
     def stats(self) -> LoaderStats:
         """Return what was delivered so far, how fast, and how long the caller waited for it."""

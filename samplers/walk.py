@@ -223,7 +223,8 @@ class PlanWalk:
             return True
         told = False
         while epoch not in self.plan.epochs:
-            self._refresh()
+            if isinstance(self.plan, Series):
+                self.plan.look_for(epoch, self._poll_seconds)
             if epoch in self.plan.epochs:
                 break
             if not told:

@@ -2,7 +2,8 @@
 
 Each verb imports what it runs when it runs, so that ``--help`` answers at once. `plan` holds the
 methods, `reading` the verbs that look into a plan, `changing` those that make one of another,
-`packing` the one that packs, `exporting` the one that hands a plan to other libraries.
+`packing` the one that packs, `graph` those of graphs, `exporting` the one that hands a plan to
+other libraries, `reporting` the one that pictures it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import typer
 from . import options as opt
 from .changing import VERBS as CHANGING
 from .exporting import VERBS as EXPORTING
+from .graph import graph_verbs
 from .output import print_json, print_table, progress_of, reporting
 from .packing import VERBS as PACKING
 from .plan import plan_verbs, run_spec
 from .reading import VERBS as READING
+from .reporting import VERBS as REPORTING
+from .serve import VERBS as SERVING
 
 __all__ = ["build"]
 
@@ -45,8 +49,9 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.command("doctor")(doctor)
     app.command("scan")(scan)
     app.add_typer(plan_verbs(arguments), name="plan")
+    app.add_typer(graph_verbs(), name="graph")
     app.command("run")(run)
-    for verb in (*PACKING, *READING, *CHANGING, *EXPORTING):
+    for verb in (*PACKING, *READING, *CHANGING, *EXPORTING, *REPORTING, *SERVING):
         app.command(verb.__name__)(verb)
     app.callback()(_version)
     return app
@@ -74,6 +79,10 @@ _version.__doc__ = HELP
 @reporting
 def run(
     job: Annotated[str, typer.Argument(metavar="JOB.toml", help="Job file.")],
+    epochs: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", help="Instead of the file's: a series' next member."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
@@ -90,6 +99,8 @@ def run(
     from ..job_file import load_job
 
     spec, given = load_job(job), opt.parse_storage_options(storage_options)
+    if epochs is not None:
+        spec = dataclasses.replace(spec, epochs=epochs)  # type: ignore[arg-type]  # it is parsed
     if given is not None:  # beside the file's own: credentials need not stand in a file
         spec = dataclasses.replace(spec, storage_options={**(spec.storage_options or {}), **given})
     run_spec(spec, dry_run=dry_run, progress=progress, quiet=quiet, as_json=as_json)
