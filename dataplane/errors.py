@@ -45,6 +45,7 @@ __all__ = [
     "RowIndexError",
     "SchemaDriftError",
     "SelectionError",
+    "ServiceError",
     "SignalConflictError",
     "SignalCorruptError",
     "SignalError",
@@ -195,6 +196,20 @@ class WorldSizeError(BatchloomError, ValueError):
 
 class EngineError(BatchloomError):
     """A Dask job failed: a worker was lost, a scheduler is out of reach."""
+
+
+class ServiceError(BatchloomError):
+    """The selection service cannot be reached, or cannot do what it was asked.
+
+    Attributes
+    ----------
+    status : int or None
+        Of its answer; None where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RowIndexError(BatchloomError, IndexError):

@@ -17,6 +17,7 @@ from typing import Any
 __all__ = [
     "Block",
     "Message",
+    "field_at",
     "file_batches",
     "file_blocks",
     "file_footer",
@@ -59,7 +60,7 @@ def file_blocks(footer: bytes) -> list[Block]:
     Raises ValueError or struct.error where the footer is damaged.
     """
     (root,) = struct.unpack_from("<I", footer, 0)
-    slot = _slot(footer, root, 3)
+    slot = field_at(footer, root, 3)
     if slot is None:
         return []
     vector = slot + struct.unpack_from("<I", footer, slot)[0]
@@ -118,7 +119,7 @@ def walk_stream(file: Any, size: int) -> Iterator[Message]:
 def header_table(metadata: bytes) -> int:
     """Return where the header's table (a schema, a record batch) stands in a message's metadata."""
     (root,) = struct.unpack_from("<I", metadata, 0)
-    slot = _slot(metadata, root, 2)
+    slot = field_at(metadata, root, 2)
     if slot is None:
         raise ValueError("a message holds no header")
     return int(slot + struct.unpack_from("<I", metadata, slot)[0])
@@ -133,7 +134,7 @@ def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:
         raise ValueError(f"a message says that its body has {body} bytes")
     if kind != _RECORD_BATCH:
         return None, body
-    slot = _slot(metadata, root, 2)
+    slot = field_at(metadata, root, 2)
     if slot is None:
         return 0, body
     header = slot + struct.unpack_from("<I", metadata, slot)[0]
@@ -143,7 +144,8 @@ def _rows_and_body(metadata: bytes) -> tuple[int | None, int]:
     return rows, body
 
 
-def _slot(data: bytes, table: int, index: int) -> int | None:
+def field_at(data: bytes, table: int, index: int) -> int | None:
+    """Return where a field of a flatbuffer's table lies; None where it is left out."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     if vtable < 0:  # struct would count it from the end
         raise struct.error("a table's layout lies before the buffer")
@@ -156,5 +158,5 @@ def _slot(data: bytes, table: int, index: int) -> int | None:
 
 
 def _field(data: bytes, table: int, index: int, code: str) -> int | None:
-    slot = _slot(data, table, index)
+    slot = field_at(data, table, index)
     return None if slot is None else int(struct.unpack_from(code, data, slot)[0])

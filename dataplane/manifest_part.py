@@ -18,13 +18,21 @@ import numpy as np
 import pyarrow as pa
 
 from .canonical import known_fields
-from .columns import as_arrow
+from .columns import as_arrow, as_numpy
 from .commit import sync_path
 from .ipc_messages import file_blocks, file_footer
-from .plan import BatchPlan, Ragged, SideColumn
+from .plan import BatchPlan, Ragged, SideColumn, SideValue
 from .storage import storing
 
-__all__ = ["BlockRecord", "PartRecord", "PartWriter", "block_digest", "part_schema"]
+__all__ = [
+    "BlockRecord",
+    "PartRecord",
+    "PartWriter",
+    "block_digest",
+    "decode_plan",
+    "encode_plan",
+    "part_schema",
+]
 
 # The bytes of a part are part of its name: nothing about them is left to the environment, where
 # ARROW_PRE_0_15_IPC_FORMAT would change them.
@@ -100,7 +108,8 @@ def part_schema(weighted: bool, side: Sequence[SideColumn]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _encode(plan: BatchPlan, schema: pa.Schema) -> pa.RecordBatch:
+def encode_plan(plan: BatchPlan, schema: pa.Schema) -> pa.RecordBatch:
+    """Return micro-batches as a record batch of a part's schema."""
     offsets = as_arrow(plan.offsets)
 
     def lists(values: Any, type_: pa.DataType) -> pa.Array:
@@ -125,6 +134,31 @@ def _encode(plan: BatchPlan, schema: pa.Schema) -> pa.RecordBatch:
         else:
             arrays.append(as_arrow(value))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def decode_plan(batch: pa.RecordBatch) -> BatchPlan:
+    """Return the micro-batches of a record batch, views of it; see `encode_plan`."""
+    rows = batch.column("rows")
+    weighted = "weights" in batch.schema.names
+    side: dict[str, SideValue] = {}
+    for name in batch.schema.names:
+        if name in ("step", "micro", "rows", "weights"):
+            continue
+        column = batch.column(name)
+        if pa.types.is_large_list(column.type):
+            column = column.values
+            if pa.types.is_large_list(column.type):
+                side[name] = Ragged(as_numpy(column.offsets), as_numpy(column.values))
+                continue
+        side[name] = as_numpy(column)
+    return BatchPlan(
+        as_numpy(rows.offsets),
+        as_numpy(rows.values),
+        as_numpy(batch.column("weights").values) if weighted else None,
+        as_numpy(batch.column("step")),
+        as_numpy(batch.column("micro")),
+        side,
+    )
 
 
 def block_digest(plan: BatchPlan, side: Sequence[SideColumn]) -> bytes:
@@ -177,7 +211,7 @@ class PartWriter:
     def write(self, plan: BatchPlan) -> None:
         """Append one block."""
         with storing(self._what, self._path):
-            self._writer.write_batch(_encode(plan, self._schema))
+            self._writer.write_batch(encode_plan(plan, self._schema))
         self._firsts.append((int(plan.step[0]), int(plan.micro[0]), len(plan), len(plan.rows)))
         self.rows += len(plan.rows)
 

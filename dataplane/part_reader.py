@@ -16,12 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from .columns import as_numpy
 from .errors import BatchloomError, ManifestCorruptError
 from .ipc_messages import Block, file_blocks, file_footer
-from .manifest_part import PartRecord
+from .manifest_part import PartRecord, decode_plan
 from .part_sources import PartSource, open_sources
-from .plan import BatchPlan, Ragged, SideValue
+from .plan import BatchPlan
 from .storage import Location
 
 __all__ = ["BlockCache", "PartReader", "open_parts"]
@@ -128,7 +127,9 @@ class PartReader:
         try:
             place = self._listed()[index]
             message = self._verified_message(index, place.metadata)
-            plan = _decode(pa.ipc.read_message(pa.py_buffer(message)), self._schema)
+            plan = decode_plan(
+                pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), self._schema)
+            )
         except BatchloomError:
             raise
         except (pa.ArrowException, ValueError, OSError) as error:
@@ -174,29 +175,3 @@ def open_parts(
     cache = BlockCache(_CACHED_BYTES)
     sources = open_sources(folder, records)
     return [PartReader(s, r, schema, cache) for s, r in zip(sources, records, strict=True)]
-
-
-def _decode(message: pa.ipc.Message, schema: pa.Schema) -> BatchPlan:
-    batch = pa.ipc.read_record_batch(message, schema)
-    rows = batch.column("rows")
-    offsets = as_numpy(rows.offsets)
-    weights = batch.column("weights").values if "weights" in batch.schema.names else None
-    side: dict[str, SideValue] = {}
-    for name in batch.schema.names:
-        if name in ("step", "micro", "rows", "weights"):
-            continue
-        column = batch.column(name)
-        if pa.types.is_large_list(column.type):
-            column = column.values
-            if pa.types.is_large_list(column.type):
-                side[name] = Ragged(as_numpy(column.offsets), as_numpy(column.values))
-                continue
-        side[name] = as_numpy(column)
-    return BatchPlan(
-        offsets,
-        as_numpy(rows.values),
-        None if weights is None else as_numpy(weights),
-        as_numpy(batch.column("step")),
-        as_numpy(batch.column("micro")),
-        side,
-    )

@@ -30,14 +30,14 @@ from typing import Any, Literal
 from .canonical import known_fields
 from .epoch_count import recount
 from .epochs import Epoch, EpochRecord
-from .errors import BatchloomError, ManifestCorruptError, ManifestError
+from .errors import BatchloomError, ManifestCorruptError, ManifestError, ServiceError
 from .manifest import Manifest
 from .manifest_header import malformed, read_header
 from .manifest_part import PartRecord, part_schema
 from .plan import BatchPlan, SideColumn
 from .remote_client import ServiceClient
 from .remote_ranges import RangeReader
-from .remote_wire import ServiceError, run_address
+from .remote_wire import run_address
 from .series import Series
 from .storage import Location
 

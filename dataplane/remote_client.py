@@ -24,8 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import errors as known_errors
-from .errors import BatchloomError, NoRoomError, ParameterError, StorageError, needs_extra
-from .remote_wire import RunAddress, ServiceError
+from .errors import (
+    BatchloomError,
+    NoRoomError,
+    ParameterError,
+    ServiceError,
+    StorageError,
+    needs_extra,
+)
+from .remote_wire import RunAddress
 
 __all__ = ["Answer", "ServiceClient"]
 

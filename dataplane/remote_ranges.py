@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from .epochs import EpochRecord
-from .errors import BatchloomError
+from .errors import BatchloomError, ServiceError
 from .plan import BatchPlan
 from .remote_client import ServiceClient
-from .remote_wire import RANGE_BATCHES, Received, ServiceError, decode_range
+from .remote_wire import RANGE_BATCHES, Received, decode_range
 
 __all__ = ["AHEAD", "RANGE_BYTES", "RangeReader"]
 

@@ -18,10 +18,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from .columns import as_numpy
-from .errors import BatchloomError, ManifestCorruptError, ParameterError
-from .manifest_part import _encode as encode_block
-from .plan import BatchPlan, Ragged, SideValue
+from .errors import BatchloomError, ManifestCorruptError, ParameterError, ServiceError
+from .manifest_part import decode_plan, encode_plan
+from .plan import BatchPlan, Ragged
 
 __all__ = [
     "MESSAGE_BATCHES",
@@ -44,20 +43,6 @@ RANGE_BATCHES = 4096
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 _ADDRESS = re.compile(rf"https?://[^/?#@\s]+/runs/({NAME})/?", re.IGNORECASE)
-
-
-class ServiceError(BatchloomError):
-    """The selection service cannot be reached, or cannot do what it was asked.
-
-    Attributes
-    ----------
-    status : int or None
-        Of its answer; None where there was none.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class RunAddress(NamedTuple):
@@ -118,7 +103,7 @@ def encode_message(
 ) -> tuple[pa.RecordBatch, dict[str, str]]:
     """Return a record batch and its metadata."""
     metadata = {"first": str(first), "rows_before": str(rows_before), "xxh3": _checksum(plan)}
-    return encode_block(plan, schema), metadata
+    return encode_plan(plan, schema), metadata
 
 
 def decode_range(data: Any, schema: pa.Schema, *, start: int, stop: int, where: str) -> Received:
@@ -133,7 +118,7 @@ def decode_range(data: Any, schema: pa.Schema, *, start: int, stop: int, where: 
     before, at = 0, start
     try:
         for batch, metadata in _messages(data, schema):
-            plan = _decode(batch)
+            plan = decode_plan(batch)
             if int(metadata[b"first"]) != at:
                 raise _corrupt(where, f"micro-batch {at}", metadata[b"first"].decode())
             expected, found = metadata[b"xxh3"].decode(), _checksum(plan)
@@ -163,30 +148,6 @@ def _messages(data: Any, schema: pa.Schema) -> Iterator[tuple[pa.RecordBatch, di
             return
         batch.validate()
         yield batch, {} if metadata is None else dict(metadata)
-
-
-def _decode(batch: pa.RecordBatch) -> BatchPlan:
-    rows = batch.column("rows")
-    weighted = "weights" in batch.schema.names
-    side: dict[str, SideValue] = {}
-    for name in batch.schema.names:
-        if name in ("step", "micro", "rows", "weights"):
-            continue
-        column = batch.column(name)
-        if pa.types.is_large_list(column.type):
-            column = column.values
-            if pa.types.is_large_list(column.type):
-                side[name] = Ragged(as_numpy(column.offsets), as_numpy(column.values))
-                continue
-        side[name] = as_numpy(column)
-    return BatchPlan(
-        as_numpy(rows.offsets),
-        as_numpy(rows.values),
-        as_numpy(batch.column("weights").values) if weighted else None,
-        as_numpy(batch.column("step")),
-        as_numpy(batch.column("micro")),
-        side,
-    )
 
 
 def _checksum(plan: BatchPlan) -> str:

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from .errors import SignalCorruptError, StorageError
 from .observations import Observations
 from .storage import Location
 
-__all__ = ["PartName", "SignalPart", "is_torn", "part_bytes"]
+__all__ = ["PartName", "SignalPart", "index_text", "is_torn", "part_bytes"]
 
 BLOCK_BYTES = 1 << 19
 _KEY_BYTES = 24  # of an observation, its value left out
@@ -86,15 +86,9 @@ def part_bytes(
     kind : {'part', 'compact'}
     """
     width = observed.width
-    step = max(1, BLOCK_BYTES // (_KEY_BYTES + 4 * max(1, width)))
+    step = _block_rows(width)
     blocks = [observed.take(slice(cut, cut + step)) for cut in range(0, len(observed), step)]
-    index = {
-        "format": _FORMAT,
-        "width": width,
-        "epochs": [int(observed.epoch.min()), int(observed.epoch.max())],
-        "blocks": [[int(b.rows[0]), int(b.rows[-1]), len(b), _checksum(b)] for b in blocks],
-    }
-    text = compact_json(index)
+    text = _index_text(blocks)
     value: pa.DataType = pa.list_(pa.float32(), width) if width else pa.float32()
     schema = pa.schema(
         [
@@ -116,6 +110,35 @@ def part_bytes(
             file.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
     sha256 = hashlib.sha256(text).hexdigest()
     return PartName(kind, attempt, writer, sequence, sha256), sink.getvalue()
+
+
+def index_text(blocks: Sequence[Observations]) -> bytes | None:
+    """Return the text of the index that `part_bytes` would write of these blocks.
+
+    None where it would cut them in another way.
+    """
+    step = _block_rows(blocks[0].width)
+    sizes = [len(block) for block in blocks]
+    if any(size != step for size in sizes[:-1]) or not 0 < sizes[-1] <= step:
+        return None
+    return _index_text(blocks)
+
+
+def _block_rows(width: int) -> int:
+    return max(1, BLOCK_BYTES // (_KEY_BYTES + 4 * max(1, width)))
+
+
+def _index_text(blocks: Sequence[Observations]) -> bytes:
+    index = {
+        "format": _FORMAT,
+        "width": blocks[0].width,
+        "epochs": [
+            min(int(block.epoch.min()) for block in blocks),
+            max(int(block.epoch.max()) for block in blocks),
+        ],
+        "blocks": [[int(b.rows[0]), int(b.rows[-1]), len(b), _checksum(b)] for b in blocks],
+    }
+    return compact_json(index)
 
 
 def _checksum(block: Observations) -> str:

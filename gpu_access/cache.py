@@ -136,7 +136,7 @@ class HotRowCache:
             gather(job, host_ids, out, cached=(there, self._store)).wait()
         else:
             self._split(job, host_ids, slots, out)
-        self._keep(changes, host_ids.numpy(), out)
+        self._keep(changes, out)
         return out
 
     def _split(self, job: Any, ids: torch.Tensor, slots: torch.Tensor, out: torch.Tensor) -> None:
@@ -155,16 +155,14 @@ class HotRowCache:
             values = store[slots[held].to(store.device, torch.int64)].to(out.device)
             rows.index_copy_(0, held.to(out.device), values)
 
-    def _keep(self, changes: Changes, ids: npt.NDArray[Any], out: torch.Tensor) -> None:
+    def _keep(self, changes: Changes, out: torch.Tensor) -> None:
         """Copy rows that the batch brought into their slots."""
         if not len(changes.rows):
             return
-        order = np.argsort(ids, kind="stable")
-        places = order[np.searchsorted(ids, changes.rows, sorter=order)]
         word = min(8, out.element_size())
         rows = words_of(out, word).view(len(out), -1)
         store = words_of(self._store, word).view(len(self._store), -1)
-        values = rows[torch.from_numpy(places).to(rows.device)].to(store.device)
+        values = rows[torch.from_numpy(changes.places).to(rows.device)].to(store.device)
         store.index_copy_(0, torch.from_numpy(changes.slots).to(store.device), values)
 
     def _fill(self, policy: Static) -> None:

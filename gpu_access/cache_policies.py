@@ -16,7 +16,8 @@ that is needed later never costs a read more (Belady 1966, "A study of replaceme
 batches take the place of single requests, and a row that is not needed again is not kept at all).
 `Static` reads its rows before the first batch, and so may show more hits for more reads.
 
-Memory: four bytes a row of the table for its slot, and for `Belady` eight bytes a row of the plan.
+Memory: four bytes a row of the table for its slot, and for `Belady` 16 more and, for each row of
+each batch of the plan, ten.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +37,7 @@ __all__ = ["Belady", "CachePolicy", "Changes", "Lru", "Static", "simulate"]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 
-_NEVER = np.iinfo(np.int64).max
+_LAST = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class Changes:
     ----------
     rows : int64, shape (k,)
     slots : int64, shape (k,)
+    places : int64, shape (k,)
+        In the batch, where each row is.
     """
 
     rows: I64
     slots: I64
+    places: I64
 
 
 class CachePolicy(ABC):
@@ -104,24 +109,33 @@ class CachePolicy(ABC):
             To be made once the batch's rows are there.
         """
         slots = self.slot_of[rows]
-        last = _last_places(rows)
-        distinct = rows[last]
-        held = slots[last] >= 0
-        self.hits += int(np.count_nonzero(held))
-        self.misses += len(distinct) - int(np.count_nonzero(held))
-        return slots, self._decide(distinct, held)
+        distinct, places = self._distinct(rows)
+        held = slots[places] >= 0
+        hits = int(np.count_nonzero(held))
+        self.hits += hits
+        self.misses += len(distinct) - hits
+        chosen, into = self._decide(distinct, held)
+        self._put(distinct[chosen], into)
+        return slots, Changes(distinct[chosen], into, places[chosen])
+
+    def _distinct(self, rows: I64) -> tuple[I64, I64]:
+        """Return a batch's distinct rows, in the order of their last use in it, and where that is.
+
+        A policy may order them in another way, which its `_decide` knows.
+        """
+        places = _last_places(rows)
+        return rows[places], places
 
     @abstractmethod
-    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> Changes:
-        """Decide on distinct rows, in the order of their last use in the batch."""
+    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
+        """Decide on distinct rows; return which of them, by place, come into which slots."""
 
-    def _put(self, rows: I64, slots: I64) -> Changes:
+    def _put(self, rows: I64, slots: I64) -> None:
         """Give rows these slots; what was there goes."""
         gone = self.row_in[slots]
         self.slot_of[gone[gone >= 0]] = -1
         self.row_in[slots] = rows
         self.slot_of[rows] = slots
-        return Changes(rows, slots)
 
 
 class Static(CachePolicy):
@@ -147,8 +161,8 @@ class Static(CachePolicy):
         self._put(self.kept, np.arange(len(self.kept)))
         self.preloaded = len(self.kept)
 
-    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> Changes:
-        return _NOTHING
+    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
+        return _NONE, _NONE
 
 
 class Lru(CachePolicy):
@@ -159,7 +173,7 @@ class Lru(CachePolicy):
         self._used: I64 = np.full(self.slots, -1, np.int64)
         self._clock = 0
 
-    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> Changes:
+    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
         stamps = self._clock + np.arange(len(rows))
         self._clock += len(rows)
         self._used[self.slot_of[rows[held]]] = stamps[held]
@@ -169,7 +183,7 @@ class Lru(CachePolicy):
         newer = self._used[slots] < stamps[fresh]  # of the batch's own rows, too, the last stay
         fresh, slots = fresh[newer], slots[newer]
         self._used[slots] = stamps[fresh]
-        return self._put(rows[fresh], slots)
+        return fresh, slots
 
 
 class Belady(CachePolicy):
@@ -194,31 +208,43 @@ class Belady(CachePolicy):
                     f"Batch {number} of the plan names row {wrong}; the table holds rows 0 to "
                     f"{rows - 1}."
                 )
-        self._following = _following(self._batches, rows)
-        self._needed: I64 = np.full(self.slots, _NEVER, np.int64)
+        # When a row is needed next, by the number of the batch; as few bits as these have, since
+        # few bits are sorted fast.
+        kind = np.uint16 if len(self._batches) < _LAST else np.int64
+        self._never = np.iinfo(kind).max
+        self._following = _following(self._batches, rows, kind)
+        self._needed = np.full(self.slots, self._never, kind)
         self._number = 0
+        self._last = np.zeros(rows, np.int64)  # place in the newest batch that held the row
+        self._planned_for = np.full(rows, -1, np.int32)
+        self._came_in = np.full(rows, -1, np.int32)
 
-    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> Changes:
-        order = np.argsort(rows)
-        number, self._number = self._number, self._number + 1
+    def _distinct(self, rows: I64) -> tuple[I64, I64]:
+        """Return the planned rows, ascending, where they are the batch's."""
+        number = self._number
         planned = self._batches[number] if number < len(self._batches) else rows[:0]
-        if not np.array_equal(rows[order], planned):
+        self._planned_for[planned] = number
+        self._came_in[rows] = number
+        missing = np.any(self._came_in[planned] != number)
+        if missing or np.any(self._planned_for[rows] != number):
             raise SelectionError(
                 f"Batch {number} is not the plan's: the cache was told the plan's order. Make "
                 "another one for another order, or one that needs no plan (HotRowCache.lru)."
             )
-        rows, held, needed = rows[order], held[order], self._following[number]
+        self._last[rows] = np.arange(len(rows))
+        return planned, self._last[planned]
+
+    def _decide(self, rows: I64, held: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
+        needed, self._number = self._following[self._number], self._number + 1
         self._needed[self.slot_of[rows[held]]] = needed[held]
-        fresh = np.flatnonzero(~held & (needed < _NEVER))
-        fresh = fresh[_smallest(needed[fresh], min(len(fresh), self.slots))]
-        slots = _smallest(-self._needed, len(fresh))
+        fresh = np.flatnonzero(~held & (needed < self._never))
         # Pair the soonest of the new with the latest of the old while that is a gain.
-        fresh = fresh[np.argsort(needed[fresh], kind="stable")]
-        slots = slots[np.argsort(-self._needed[slots], kind="stable")]
+        fresh = fresh[np.argsort(needed[fresh], kind="stable")][: self.slots]
+        slots = np.argsort(self._never - self._needed, kind="stable")[: len(fresh)]
         gain = needed[fresh] < self._needed[slots]
         fresh, slots = fresh[gain], slots[gain]
         self._needed[slots] = needed[fresh]
-        return self._put(rows[fresh], slots)
+        return fresh, slots
 
 
 def simulate(policy: CachePolicy, batches: Iterable[npt.ArrayLike]) -> float:
@@ -228,12 +254,12 @@ def simulate(policy: CachePolicy, batches: Iterable[npt.ArrayLike]) -> float:
     return policy.hit_rate
 
 
-_NOTHING = Changes(np.zeros(0, np.int64), np.zeros(0, np.int64))
+_NONE: I64 = np.zeros(0, np.int64)
 
 
-def _following(batches: Sequence[I64], rows: int) -> list[I64]:
+def _following(batches: Sequence[I64], rows: int, kind: type[Any]) -> list[npt.NDArray[Any]]:
     """Return for each row of each batch the number of the next batch that holds it."""
-    seen = np.full(rows, _NEVER, np.int64)
+    seen = np.full(rows, np.iinfo(kind).max, kind)
     found = []
     for number in range(len(batches) - 1, -1, -1):
         found.append(seen[batches[number]])

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before OpenMP is loaded, and for child processes too: where processes have more threads than there
+# are processors, those that wait must sleep, or the others get nowhere.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Time tells nothing on a shared machine; in continuous integration every run draws the same.
 settings.register_profile(
     "batchloom",

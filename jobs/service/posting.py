@@ -33,7 +33,7 @@ from ...dataplane.errors import (
 )
 from ...dataplane.ipc_messages import (
     Message,
-    _slot,
+    field_at,
     file_batches,
     file_footer,
     header_table,
@@ -43,9 +43,8 @@ from ...dataplane.observations import Observations, stable_order
 from ...dataplane.remote_wire import NAME
 from ...dataplane.rowset import RowSet
 from ...dataplane.signal_binding import bind, draw_attempt
-from ...dataplane.signal_parts import PartName, part_bytes
+from ...dataplane.signal_parts import PartName, index_text, part_bytes
 from .durable import Folder
-from .part_index import index_text
 from .refusals import RefusedError
 from .runs import Run
 
@@ -148,7 +147,7 @@ def _check_messages(messages: Iterable[Message]) -> None:
         metadata = message.metadata
         if metadata[:4] == b"\xff\xff\xff\xff":
             metadata = metadata[8:]
-        if message.rows is not None and _slot(metadata, header_table(metadata), 3) is not None:
+        if message.rows is not None and field_at(metadata, header_table(metadata), 3) is not None:
             raise RefusedError(400, "The body is compressed; send it as it is.")
 
 

@@ -16,11 +16,11 @@ from ...dataplane.errors import (
     ParameterError,
     RowIdError,
     SelectionError,
+    ServiceError,
     SignalConflictError,
     SignalError,
     StorageError,
 )
-from ...dataplane.remote_wire import ServiceError
 
 __all__ = ["RefusedError", "error_body", "status_of"]
 

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from batchloom.dataplane import Manifest, open_plan
 from batchloom.dataplane import remote_ranges as ranges_module
-from batchloom.dataplane.errors import ManifestCorruptError, ManifestError, ParameterError
+from batchloom.dataplane.errors import (
+    ManifestCorruptError,
+    ManifestError,
+    ParameterError,
+    ServiceError,
+)
 from batchloom.dataplane.manifest_part import part_schema
 from batchloom.dataplane.remote import RemoteEpoch, RemoteManifest
 from batchloom.dataplane.remote_client import ServiceClient
 from batchloom.dataplane.remote_wire import (
-    ServiceError,
     decode_range,
     is_run_address,
     message_stops,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from batchloom.dataplane import SignalStore, open_plan
-from batchloom.dataplane.errors import ParameterError
-from batchloom.dataplane.remote_wire import ServiceError
+from batchloom.dataplane.errors import ParameterError, ServiceError
 from batchloom.jobs.service.serving import Address, read_token
 from batchloom.tests.jobs.service.running import (
     TOKEN,
