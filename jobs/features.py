@@ -66,6 +66,11 @@ class FeatureInput:
                 "give --signal DIR, where a training wrote them (--set feature=gradient)."
             )
 
+    def waits_for_signal(self, epochs: tuple[int, int]) -> bool:
+        """Whether the features are none of the dataset's own; see `Stage.waits_for_signal`."""
+        del epochs
+        return self.columns is None
+
     @property
     def invalid_values(self) -> str:
         """What values cannot be used, for messages."""

@@ -72,7 +72,9 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
     about = (
         "Embeddings are those of the model as it is: write them as a signal (--signal signals/ "
         "--set feature=embedding) or a column, every refresh_every-th epoch anew, and plan the "
-        "epochs until the next time; --out is a series, which gains one member a call.\n\n"
+        "epochs until the next time; --out is a series, which gains one member a call. Epochs of "
+        "random micro-batches (schedule) need no embeddings, and list no negatives without them."
+        "\n\n"
         "Of each row the plan holds the label that it drew, the columns of its micro-batch that "
         "are no negatives of it (mask), and its hardest negatives; samplers.triplet_loss takes "
         "them."
@@ -92,8 +94,13 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
     def no_recipe(self) -> str | None:
         return "NGAME lists the negatives of each row"
 
+    def waits_for_signal(self, epochs: tuple[int, int]) -> bool:
+        clustered = any(self.size_at(epoch) > 1 for epoch in range(*epochs))
+        return clustered and super().waits_for_signal(epochs)
+
     def check(self, spec: JobSpec) -> None:
-        self.check_input(self.method, spec)
+        if self.waits_for_signal(spec.epochs):
+            self.check_input(self.method, spec)
         if spec.batch_size < 2:
             raise JobSpecError("NGAME needs micro-batches of 2 rows or more (--batch-size).")
 
@@ -118,7 +125,15 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
         return (128 + sorts) * rows  # labels and places; embeddings as large as their columns
 
     def prepare(self, job: JobContext) -> None:
-        self.read_signal(job)
+        if not self._without_embeddings(job):
+            self.read_signal(job)
+
+    def _without_embeddings(self, job: JobContext) -> bool:
+        """Whether epochs of random micro-batches are planned before there are embeddings."""
+        if self.columns is not None or self.waits_for_signal(job.epochs):
+            return False
+        store = None if job.signal is None else job.signal.store
+        return store is None or self.feature not in store.signals
 
     def _model(self, seed: int, clusters: int) -> BalancedKMeans:
         return BalancedKMeans(k=clusters, seed=seed, metric="cosine")
@@ -144,8 +159,12 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
         """Read embeddings and labels; epochs of the same rows read them once."""
         key = f"{self.method} {state.rows.digest} {job.work.folder}"
         if key not in job.kept:
-            features = self.read_features(job, state.rows)
-            rows = usable_rows(job, state.rows, features, self)
+            if self._without_embeddings(job):
+                zeros = (np.zeros((len(ids), 1), np.float32) for ids in state.rows.chunks())
+                rows, features = state.rows, Features(state.rows, job.column(zeros))
+            else:
+                features = self.read_features(job, state.rows)
+                rows = usable_rows(job, state.rows, features, self)
             labels = values = None
             if self.labels is not None:
                 labels = read_labels(job, rows, self.labels)
@@ -218,7 +237,8 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
                 read.labels.counts.at(ranks),
             )
         features, values = read.listings
-        how = Mining(features, values, self.shortlist, job.seed, epoch)
+        shortlist = 0 if self._without_embeddings(job) else self.shortlist
+        how = Mining(features, values, shortlist, job.seed, epoch)
         file = job.save(rows)
         width = int(np.prod(read.features.column.shape))
         tasks = mine_tasks(str(file), plan.offsets, width)

@@ -173,6 +173,11 @@ class Stage:
     def check(self, spec: JobSpec) -> None:
         """Raise `JobSpecError` where the job's own settings do not fit the stage."""
 
+    def waits_for_signal(self, epochs: tuple[int, int]) -> bool:
+        """Whether these epochs, A to B - 1, need what a training has written before them."""
+        del epochs
+        return False
+
     @property
     def uses_engine(self) -> bool:
         """Whether the stage has tasks for workers."""

@@ -10,7 +10,9 @@
 There is no database and no cursor: what is served is what the folder holds, and a service that was
 killed is started again. ``out`` and ``signal`` of the job file are the folder's own, whatever it
 says; ``epochs`` is the whole training, of which one epoch is planned at a time where a method makes
-a series (or the file says ``series = true``), else all of them at once.
+a series or goes by a signal (or the file says ``series = true``), else all of them at once. A first
+epoch, before which nothing was written, is planned without the stages that wait for a signal: of
+whole micro-batches, of all rows.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from ...dataplane.signal_binding import snapshot_of
 from ...dataplane.snapshot import Snapshot
 from ...dataplane.storage import locate
 from ..job_file import settled
+from ..methods import make_stage
 from ..spec import JobSpec
-from ..stages import Stage
+from ..stages import GroupStage, Stage
 from .refusals import RefusedError
 from .seals import Seals
 
@@ -62,15 +65,29 @@ def load_spec(folder: Path) -> tuple[JobSpec, list[Stage]]:
 
 def member_spec(spec: JobSpec, start: int, stop: int, **engine: Any) -> JobSpec:
     """Return the job that plans one member of a run's series."""
-    signal = spec.signal
-    if start == 0 and signal is not None and not _has_signals(signal):
-        signal = None  # there is a store, to take signals, and nothing in it to plan from
+    if start == 0 and spec.signal is not None and not _has_signals(spec.signal):
+        spec = _before_signals(spec, (start, stop))
     given = {name: value for name, value in engine.items() if value is not None}
     if given.get("scheduler") is not None:
         given["workers"] = None
     elif given.get("workers") is not None:
         given["scheduler"] = None
-    return dataclasses.replace(spec, epochs=(start, stop), signal=signal, series=True, **given)
+    return dataclasses.replace(spec, epochs=(start, stop), series=True, **given)
+
+
+def _before_signals(spec: JobSpec, epochs: tuple[int, int]) -> JobSpec:
+    """Return the job of a run's first epochs: without the stages that wait for a signal."""
+    stages, grouped = [], False
+    for table in spec.stages:
+        method, rest = table["method"], {k: v for k, v in table.items() if k != "method"}
+        stage = make_stage(method, rest)
+        if stage.waits_for_signal(epochs) or (
+            getattr(stage, "needs_groups", False) and not grouped
+        ):
+            continue
+        grouped = grouped or isinstance(stage, GroupStage)
+        stages.append(table)
+    return dataclasses.replace(spec, stages=stages, signal=None)
 
 
 def _has_signals(path: str) -> bool:
@@ -112,7 +129,8 @@ class Run:
         except BatchloomError as error:
             self.problem = str(error)
             return
-        self.epochs, self.by_epoch = range(*spec.epochs), spec.series
+        self.epochs = range(*spec.epochs)
+        self.by_epoch = spec.series or any(s.waits_for_signal(spec.epochs) for s in stages)
         self.keeps_nonfinite = spec.on_invalid == "drop" or any(
             getattr(stage, "nonfinite", "fail") == "keep" for stage in stages
         )
