@@ -36,6 +36,11 @@ from batchloom.tests.contracts.awkward import awkward  # noqa: E402
 from batchloom.tests.dataplane.store import Proxy, Store, moto_server, proxy  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the page that takes longest, so that no process is left alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what loaders pack on first use away from the user's own cache; child processes too."""
