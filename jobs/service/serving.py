@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -213,6 +214,8 @@ def _run(
     try:
         server = Server(config)
         config.load()
+        if config.ssl is not None:  # whatever the system's OpenSSL would still take
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     except OSError as error:  # ssl.SSLError is one
         raise ParameterError(f"The certificate or its key cannot be used: {error}.") from error
     server.run(sockets=[listening])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -122,6 +124,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_tls(small: Path, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
     write_run(tmp_path / "service", "first", small)
@@ -134,8 +137,17 @@ def test_tls(small: Path, tmp_path: Path, certificate: tuple[Path, Path]) -> Non
         plain = served.url.replace("https", "http")
         with pytest.raises(ServiceError, match="where it serves TLS, its address begins with"):
             open_plan(f"{plain}/runs/first", storage_options={"patience": 0.2})
-        context = ssl.create_default_context(cafile=str(cert))
-        assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+        for newest, fine in ((ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_1, False)):
+            context = ssl.create_default_context(cafile=str(cert))
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")  # an old client would not mind
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = newest
+            with contextlib.ExitStack() as stack:
+                if not fine:
+                    stack.enter_context(pytest.raises(ssl.SSLError))
+                plain_socket = socket.create_connection(("127.0.0.1", served.port), 20)
+                stack.enter_context(plain_socket)
+                stack.enter_context(context.wrap_socket(plain_socket, server_hostname="127.0.0.1"))
         assert raw(served, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") == 0
 
 
