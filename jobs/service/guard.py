@@ -185,19 +185,19 @@ class Bodies:
 
     async def _read(self, request: Any, limit: int, length: int | None) -> bytearray:
         data = bytearray(length or 0)
-        size = 0
-        stream = request.stream()
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(stream, None), _CHUNK_SECONDS)
-            except TimeoutError:
-                raise RefusedError(408, "The body stopped coming.") from None
-            if part is None:
-                return data[:size] if size < len(data) else data
-            if size + len(part) > limit:
-                raise RefusedError(413, f"A body may have {limit:,} bytes at most.")
-            data[size : size + len(part)] = part
-            size += len(part)
+        size, clock = 0, asyncio.get_running_loop().time
+        try:
+            # One timer that is put off, rather than one for each of many small pieces.
+            async with asyncio.timeout(_CHUNK_SECONDS) as patience:
+                async for part in request.stream():
+                    patience.reschedule(clock() + _CHUNK_SECONDS)
+                    if size + len(part) > limit:
+                        raise RefusedError(413, f"A body may have {limit:,} bytes at most.")
+                    data[size : size + len(part)] = part
+                    size += len(part)
+        except TimeoutError:
+            raise RefusedError(408, "The body stopped coming.") from None
+        return data[:size] if size < len(data) else data
 
     def hold(self, size: int) -> None:
         self._held += size

@@ -242,7 +242,8 @@ def test_bodies_that_are_too_large_or_stop(served: Served, attempt: int) -> None
     place = f"/v1/runs/first/signals/loss/{attempt}/0/0"
     head = f"PUT {place} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     assert raw(served, f"{head}Content-Length: {(64 << 20) + 1}\r\n\r\n") == 413
-    assert raw(served, f"{head}Content-Length: 99999999999999999999\r\n\r\n") == 413
+    # A parser may not read such a number at all.
+    assert raw(served, f"{head}Content-Length: 99999999999999999999\r\n\r\n") in (400, 413)
     assert raw(served, f"{head}Content-Length: 100\r\n\r\n", b"short", hang_up=True) == 0
     chunk = f"{1 << 20:x}\r\n".encode() + bytes(1 << 20) + b"\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
