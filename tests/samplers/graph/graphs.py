@@ -27,7 +27,8 @@ def write_nodes(
     cuts = np.linspace(0, rows, files + 1).astype(int)
     for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
         ids = np.arange(start, stop)
-        table = pa.table({"node": ids, "x": as_lists(features(rows)[start:stop])})
+        x = as_lists(features(rows)[start:stop])
+        table = pa.table({"node": ids, "x": x, "part": ids % 20})
         with pa.ipc.new_file(str(folder / f"{number}.arrow"), table.schema) as writer:
             writer.write_table(table, chunk)
     return folder

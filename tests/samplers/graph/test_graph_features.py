@@ -110,7 +110,7 @@ def test_a_batch_owns_its_rows() -> None:
 
 def test_packed_columns(plan: Path, packed: Path, data: Path, tmp_path: Path) -> None:
     columns = packed_features(packed)
-    assert list(columns) == ["node", "x"]
+    assert list(columns) == ["node", "x", "part"]
     for given in (columns, packed, {"x": columns["x"], "node": columns["node"]}):
         for batch in graph_loader(plan, csc_graph(), given, fanouts=[3, 2]):
             assert torch.equal(batch.node, batch.n_id)

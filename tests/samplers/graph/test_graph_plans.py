@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("torch_geometric")
 
-from batchloom.dataplane import BatchPlan, ManifestWriter, Series, open_dataset
+from batchloom.dataplane import BatchPlan, ManifestWriter, Series, SignalStore, open_dataset
 from batchloom.dataplane.errors import (
     DatasetChangedError,
     ManifestError,
@@ -81,8 +81,10 @@ def test_weights_and_the_loss_of_a_step(data: Path, tmp_path: Path) -> None:
         ("shuffle", {"form": "recipe"}),
         ("kmeans", {"columns": ["x"], "k": 4}),
         ("ngame", {"columns": ["x"], "cluster_size": 4}),
+        ("groups", {"column": "part", "batches": "aligned"}),
+        ("shuffle", {"stratify": "part"}),
     ],
-    ids=["shuffle", "recipe", "kmeans", "ngame"],
+    ids=["shuffle", "recipe", "kmeans", "ngame", "parts", "stratified"],
 )
 def test_plans_of_any_method(
     data: Path, tmp_path: Path, method: str, options: dict[str, Any]
@@ -95,6 +97,25 @@ def test_plans_of_any_method(
     seeds = [batch.n_id[: batch.batch_size].tolist() for batch in batches]
     with contextlib.closing(ManifestLoader(tmp_path / "plan", data)) as plain:
         assert seeds == [batch["node"].tolist() for batch in plain]
+
+
+def test_seeds_by_their_losses(data: Path, tmp_path: Path) -> None:
+    """SeTa over the nodes: each epoch is planned from the losses that the one before it wrote."""
+    dropped = []
+    for epoch in range(3):
+        signal = {"signal": tmp_path / "signals"} if epoch else {}
+        made = make_plan("seta", data, out=tmp_path / "plans", batch_size=32, training_epochs=3,
+                         epochs=(epoch, epoch + 1), workers=0, **signal)  # fmt: skip
+        loader = graph_loader(tmp_path / "plans", graph_data(), fanouts=FANOUTS, epochs=[epoch])
+        seen = []
+        with SignalStore.for_writing(tmp_path / "signals", made) as store:
+            for batch in loader:
+                losses = batch.x[: batch.batch_size].abs().sum(1)
+                store.append(batch.rows, epoch=batch.epoch, step=batch.step, loss=losses)
+                seen += batch.rows.tolist()
+        assert len(set(seen)) == len(seen) == made.records[epoch].distinct_rows
+        dropped.append(NODES - len(seen))
+    assert min(dropped) > 0
 
 
 def test_a_series_gains_members(data: Path, tmp_path: Path) -> None:
