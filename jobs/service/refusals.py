@@ -12,6 +12,7 @@ from typing import Any
 from ...dataplane.errors import (
     BatchloomError,
     DatasetChangedError,
+    MissingExtraError,
     NoRoomError,
     ParameterError,
     RowIdError,
@@ -33,6 +34,7 @@ _STATUS: tuple[tuple[type[BatchloomError], int], ...] = (
     (SelectionError, 422),
     (ParameterError, 400),
     (SignalError, 409),
+    (MissingExtraError, 501),
 )
 
 

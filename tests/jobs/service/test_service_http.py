@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import urllib3
 from batchloom.dataplane import BatchPlan, ManifestWriter, Snapshot, open_plan
-from batchloom.dataplane.errors import NoRoomError, ParameterError, StorageError
+from batchloom.dataplane.errors import MissingExtraError, NoRoomError, ParameterError, StorageError
 from batchloom.dataplane.manifest_part import part_schema
 from batchloom.dataplane.remote_client import ServiceClient
 from batchloom.dataplane.remote_wire import decode_range
@@ -350,6 +350,7 @@ def test_errors_have_their_status() -> None:
     assert status_of(StorageError("x")) == 500
     assert status_of(RefusedError(418, "x")) == 418
     assert status_of(ParameterError("x")) == 400
+    assert status_of(MissingExtraError("x")) == 501
 
 
 def test_the_client_knows_a_full_disk_and_busy_times(tmp_path: Path) -> None:
