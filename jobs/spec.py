@@ -40,7 +40,7 @@ def parse_epochs(value: Any) -> tuple[int, int]:
     found = value
     if isinstance(value, str):
         parts = [p.strip() for p in value.split(":")]
-        found = [int(p) for p in parts if p.isdigit()] if all(parts) else []
+        found = [int(p) for p in parts if p.isdecimal() and len(p) <= 20] if all(parts) else []
     elif isinstance(value, int):
         found = [value]
     if len(found) == 1:

@@ -170,7 +170,7 @@ class Bodies:
         """
         limit = self._limit if limit is None else limit
         length = request.headers.get("content-length")
-        if length is not None and (not length.isdigit() or int(length) > limit):
+        if length is not None and not _is_count(length, limit):
             raise RefusedError(413, f"A body may have {limit:,} bytes at most.")
         room = limit if length is None else int(length)
         if self._held + room > self._all:
@@ -202,6 +202,11 @@ class Bodies:
     def hold(self, size: int) -> None:
         self._held += size
         self._metrics.set("batchloom_body_bytes_held", self._held)
+
+
+def _is_count(text: str, most: int) -> bool:
+    """Whether a text is a number up to `most`; others have digits that `int` does not take."""
+    return text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= most
 
 
 class BodyHeld:

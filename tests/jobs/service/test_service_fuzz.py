@@ -19,7 +19,7 @@ from batchloom.jobs.service.metrics import EventLog
 from batchloom.jobs.service.posting import read_body
 from batchloom.jobs.service.service import Service
 from batchloom.tests.jobs.service.running import body_of, write_run
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 ALLOWED = {200, 304, 400, 404, 405, 409, 413, 416, 421, 422}
@@ -172,7 +172,12 @@ def check(asked: Asked, request: Any) -> None:
         assert told["message"]
 
 
+PART = "/v1/runs/first/signals/loss/1/0/0"
+
+
 @given(request=requests)
+@example(request=("PUT", PART, b"", [(b"content-length", "²".encode("latin-1"))], b""))
+@example(request=("PUT", PART, b"", [(b"content-length", b"9" * 5000)], b""))
 @settings(max_examples=150)
 def test_any_request_is_answered(asked: Asked, request: Any) -> None:
     check(asked, request)
