@@ -131,10 +131,7 @@ def build_graph(
     progress = progress or LogProgress()
     target = target_of(out)
     share = share_memory(None if memory is None else parse_bytes(memory), workers, scheduler)
-    one = not by_kind(edges)
-    tables: dict[EdgeType, Any] = {ONE_KIND: edges} if one else dict(edges)  # type: ignore[arg-type]
-    if not one:
-        tables = dict(sorted(tables.items()))
+    tables = dict(sorted(edges.items())) if by_kind(edges) else {ONE_KIND: edges}
     node_data, counts, key_columns = of_kinds(nodes), of_kinds(num_nodes), of_kinds(key)
     kinds = ordered_kinds(list(dict.fromkeys(e for k in tables for e in (k[0], k[2]))))
     check_kinds(tables, kinds, node_data, counts)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..dataplane.dataset import Dataset, open_dataset
 from ..dataplane.errors import (
@@ -105,7 +105,7 @@ def room_for(target: Path, bytes_needed: int) -> Iterator[None]:
         ) from error
 
 
-def by_kind(edges: Any) -> bool:
+def by_kind(edges: Any) -> TypeGuard[Mapping[EdgeType, Any]]:
     return isinstance(edges, Mapping) and all(isinstance(k, tuple) for k in edges)
 
 

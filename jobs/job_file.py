@@ -6,9 +6,10 @@ import dataclasses
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from ..dataplane.errors import JobSpecError, ParameterError
-from .methods import make_stage
+from .methods import stage_of
 from .shuffle import Shuffle
 from .spec import JobSpec
 from .stages import BatchStage, GroupStage, ReduceStage, SelectStage, Stage
@@ -16,8 +17,15 @@ from .stages import BatchStage, GroupStage, ReduceStage, SelectStage, Stage
 __all__ = ["load_job", "resolve_stages", "settled"]
 
 
-def load_job(path: str | os.PathLike[str]) -> JobSpec:
-    """Read a job file; every error names the file, the key, the value and what is allowed."""
+def load_job(path: str | os.PathLike[str], **instead: Any) -> JobSpec:
+    """Read a job file; every error names the file, the key, the value and what is allowed.
+
+    Parameters
+    ----------
+    path : path
+    **instead
+        Keys whose values are these, whatever the file says.
+    """
     try:
         values = tomllib.loads(Path(path).read_text())
     except OSError as error:
@@ -25,7 +33,7 @@ def load_job(path: str | os.PathLike[str]) -> JobSpec:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobSpecError(f"{path} is not TOML: {error}.") from error
     try:
-        spec = JobSpec(**values)
+        spec = JobSpec(**{**values, **instead})
         resolve_stages(spec)
     except (ParameterError, JobSpecError) as error:
         raise JobSpecError(f"{path}: {error}") from None
@@ -53,9 +61,8 @@ def resolve_stages(spec: JobSpec) -> list[Stage]:
         where = f"stages[{number}]"
         if "method" not in table:
             raise JobSpecError(f"{where} names no method.")
-        rest = {k: v for k, v in table.items() if k != "method"}
         try:
-            stages.append(make_stage(str(table["method"]), rest))
+            stages.append(stage_of(table))
         except JobSpecError as error:
             raise JobSpecError(f"{where}: {error}") from None
     stages = _with_batch(stages)

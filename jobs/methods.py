@@ -7,6 +7,7 @@ command line's help stays fast; that is why their kind and a summary stand here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..dataplane.errors import JobSpecError, ParameterError, nearest
 if TYPE_CHECKING:
     from .stages import Stage, StageKind
 
-__all__ = ["METHODS", "Method", "make_stage", "register"]
+__all__ = ["METHODS", "Method", "make_stage", "register", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -206,3 +207,8 @@ def make_stage(name: str, parameters: dict[str, Any]) -> Stage:
         return find_method(name).load()(**parameters)
     except ParameterError as error:
         raise JobSpecError(str(error)) from None
+
+
+def stage_of(table: Mapping[str, Any]) -> Stage:
+    """Make a stage of a job's table: its method, and the method's parameters."""
+    return make_stage(str(table["method"]), {k: v for k, v in table.items() if k != "method"})

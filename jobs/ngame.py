@@ -43,6 +43,7 @@ _RATE = 2e4  # rows a CPU second
 _KEYS = 2.0**-64
 _LIST_BYTES = 256  # of a row's mask and negatives
 _SORTS = 3
+_BARE = "ngame without embeddings"  # what is kept of whether there are none
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,14 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
         return (128 + sorts) * rows  # labels and places; embeddings as large as their columns
 
     def prepare(self, job: JobContext) -> None:
-        if not self._without_embeddings(job):
-            self.read_signal(job)
-
-    def _without_embeddings(self, job: JobContext) -> bool:
-        """Whether epochs of random micro-batches are planned before there are embeddings."""
-        if self.columns is not None or self.waits_for_signal(job.epochs):
-            return False
         store = None if job.signal is None else job.signal.store
-        return store is None or self.feature not in store.signals
+        written = store is not None and self.feature in store.signals
+        # Epochs of random micro-batches are planned before there are embeddings, too.
+        job.kept[_BARE] = self.columns is None and not (
+            written or self.waits_for_signal(job.epochs)
+        )
+        if not job.kept[_BARE]:
+            self.read_signal(job)
 
     def _model(self, seed: int, clusters: int) -> BalancedKMeans:
         return BalancedKMeans(k=clusters, seed=seed, metric="cosine")
@@ -159,7 +159,7 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
         """Read embeddings and labels; epochs of the same rows read them once."""
         key = f"{self.method} {state.rows.digest} {job.work.folder}"
         if key not in job.kept:
-            if self._without_embeddings(job):
+            if job.kept[_BARE]:
                 zeros = (np.zeros((len(ids), 1), np.float32) for ids in state.rows.chunks())
                 rows, features = state.rows, Features(state.rows, job.column(zeros))
             else:
@@ -237,7 +237,7 @@ class NGAMEBatches(FeatureInput, NGAMESettings, BatchStage):
                 read.labels.counts.at(ranks),
             )
         features, values = read.listings
-        shortlist = 0 if self._without_embeddings(job) else self.shortlist
+        shortlist = 0 if job.kept[_BARE] else self.shortlist
         how = Mining(features, values, shortlist, job.seed, epoch)
         file = job.save(rows)
         width = int(np.prod(read.features.column.shape))

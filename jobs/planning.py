@@ -26,7 +26,7 @@ from .forms import manifest_bytes, recipe_of
 from .hashing import hash_dataset
 from .job_file import load_job, resolve_stages, settled
 from .losses import open_signal, signals_digest
-from .methods import make_stage
+from .methods import stage_of
 from .pipeline import Pipeline, identity_of
 from .progress import LogProgress, Progress
 from .spec import JobSpec
@@ -124,7 +124,7 @@ def make_spec(
     stages = _select_tables(selects)
     stages.append({"method": method, **{k: v for k, v in options.items() if k not in known}})
     for stage in stages:  # refused here, an error need not say which stage it was
-        make_stage(stage["method"], {k: v for k, v in stage.items() if k != "method"})
+        stage_of(stage)
     spec = JobSpec(dataset=dataset, out=out, stages=stages, **job)
     resolve_stages(spec)
     return spec

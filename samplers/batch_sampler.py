@@ -33,13 +33,14 @@ from ..dataplane.snapshot import row_ids_to_int64
 from .pieces import Pieces
 from .ranks import OnUneven, resolve_ranks
 from .walk import Cursor, Epochs, PlanLike, PlanWalk
+from .walked import Walked
 
 __all__ = ["ManifestBatchSampler"]
 
 _AT_ONCE = 64  # batches
 
 
-class ManifestBatchSampler(Sampler[list[int]]):
+class ManifestBatchSampler(Walked, Sampler[list[int]]):
     """Yields one list of indices a batch of this rank.
 
     Parameters
@@ -120,22 +121,6 @@ class ManifestBatchSampler(Sampler[list[int]]):
             )
         self._admitted.add(manifest.manifest_id)
 
-    @property
-    def rank(self) -> int:
-        return self._walk.ranks.rank
-
-    @property
-    def world_size(self) -> int:
-        return self._walk.ranks.world_size
-
-    @property
-    def epochs(self) -> tuple[int, ...]:
-        return self._walk.epochs
-
-    def __len__(self) -> int:
-        """Return the batches of a whole iteration, the same on every rank."""
-        return self._walk.batches()
-
     def __iter__(self) -> Iterator[list[int]]:
         return self._indices(self._walk.begin())
 
@@ -153,10 +138,6 @@ class ManifestBatchSampler(Sampler[list[int]]):
         if self._index == "position":
             return pieces.manifest.snapshot.positions(pieces.ids)
         return row_ids_to_int64(pieces.ids)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let iterations cover this epoch alone, as torch's samplers have it; see `walk`."""
-        self._walk.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the sampler stands: exact without workers, ahead of the loop with them."""

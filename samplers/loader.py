@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +32,7 @@ from .row_source import RowsLike, SourceOptions, Sources
 from .stats import LoaderStats, Meter
 from .transforms import Transform
 from .walk import Epochs, PlanLike, PlanWalk
+from .walked import Resumable
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ __all__ = ["ManifestLoader"]
 _DEPTH_ON_DEVICE = 2
 
 
-class ManifestLoader:
+class ManifestLoader(Resumable):
     """Iterates over a plan's batches.
 
     Parameters
@@ -211,28 +211,10 @@ class ManifestLoader:
         self._prefetch = _DEPTH_ON_DEVICE if prefetch is None and device.type != "cpu" else prefetch
         self._reuse = reuse_buffers
         self._line = _live_line() if progress else None
-        # Weak: an iteration that the caller dropped must be collected, which ends its thread.
-        self._live: weakref.ref[Iteration] | None = None
-
-    @property
-    def rank(self) -> int:
-        return self._walk.ranks.rank
-
-    @property
-    def world_size(self) -> int:
-        return self._walk.ranks.world_size
-
-    @property
-    def epochs(self) -> tuple[int, ...]:
-        return self._walk.epochs
 
     @property
     def columns(self) -> list[str]:
         return list(self._sources.schema.names)
-
-    def __len__(self) -> int:
-        """Return the batches of a whole iteration, the same on every rank."""
-        return self._walk.batches()
 
     def __iter__(self) -> Iterator[Any]:
         self._end_live()
@@ -244,7 +226,7 @@ class ManifestLoader:
         else:
             source = prefetched(runs, self._prefetch, stopped) if self._prefetch else runs
         iteration = Iteration(source, cursor, self._meter, buffers, self._watch)
-        self._live = weakref.ref(iteration)
+        self._begin_live(iteration)
         return iteration
 
     def _watch(self, over: bool) -> None:
@@ -274,25 +256,6 @@ class ManifestLoader:
         """Return what was delivered so far, how fast, and how long the caller waited for it."""
         return self._meter.stats(self._sources.stats())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the caller stands, as JSON values; see `state`."""
-        return self._walk.state().to_json()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on at a state; any rank, world size and prefetch may load it.
-
-        Raises
-        ------
-        ResumeMismatchError
-            Where it is no state, or none of this plan.
-        """
-        self._walk.load(state)
-        self._end_live()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let iterations cover this epoch alone, as torch's samplers have it; see `walk`."""
-        self._walk.set_epoch(epoch)
-
     def close(self) -> None:
         """End the live iteration, threads and worker processes, and close the dataset's files."""
         self._end_live()
@@ -301,12 +264,6 @@ class ManifestLoader:
             self._pipeline.workers.close()
         if self._line is not None:
             self._line.end()
-
-    def _end_live(self) -> None:
-        live = None if self._live is None else self._live()
-        if live is not None:
-            live.replace()
-        self._live = None
 
 
 def _live_line() -> LiveLine:

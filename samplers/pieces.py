@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..dataplane.epochs import Epoch, EpochRecord
 from ..dataplane.lineage import state_id
 from ..dataplane.manifest import Manifest
-from ..dataplane.plan import BatchPlan
+from ..dataplane.plan import BatchPlan, Unit
 from .ranks import Ranks, share_steps
 from .state import LoaderState
 
@@ -132,7 +132,13 @@ def _ranges(start: I64, stop: I64) -> I64:
 
 
 def deal(
-    manifest: Manifest, record: EpochRecord, plan: BatchPlan, ranks: Ranks, samples_seen: int
+    manifest: Manifest,
+    record: EpochRecord,
+    plan: BatchPlan,
+    ranks: Ranks,
+    samples_seen: int,
+    *,
+    unit: Unit | None = None,
 ) -> Pieces:
     """Deal whole steps to one rank.
 
@@ -145,11 +151,13 @@ def deal(
     ranks : Ranks
     samples_seen : int
         Rows of the epoch's steps before these.
+    unit : {'sliceable', 'micro'}, optional
+        What a rank takes, where that is not the plan's own.
     """
     step = plan.step.view(np.int64)
     steps = np.concatenate([[0], np.flatnonzero(step[1:] != step[:-1]) + 1, [len(plan)]])
     sizes = np.diff(plan.offsets)
-    shares = share_steps(manifest.unit, sizes, steps, ranks.rank, ranks.world_size)
+    shares = share_steps(unit or manifest.unit, sizes, steps, ranks.rank, ranks.world_size)
     micro_batch = shares.micro_batch
     # Which of these steps a batch is of, and whether it is this rank's last one of it.
     of = np.searchsorted(steps, micro_batch, side="right") - 1

@@ -29,6 +29,7 @@ from ..dataplane.epochs import EpochRecord
 from ..dataplane.errors import ParameterError, ResumeMismatchError
 from ..dataplane.lineage import state_id
 from ..dataplane.manifest import Manifest
+from ..dataplane.plan import Unit
 from ..dataplane.series import Plan, Series, open_plan
 from .pieces import Pieces, deal, whole_steps
 from .ranks import Ranks, batches_in_step, check_world
@@ -72,6 +73,8 @@ class PlanWalk:
     epochs : int or iterable of int, optional
         E: the plan's epochs below E; an iterable: these, in this order; None: all of the plan.
     ranks : Ranks
+    unit : {'sliceable', 'micro'}, optional
+        What ranks take, where that is not the plan's own.
     follow : bool
         Wait for members of a series that are not there yet; needs `epochs`.
     poll_seconds : float
@@ -88,6 +91,7 @@ class PlanWalk:
         *,
         epochs: Epochs = None,
         ranks: Ranks,
+        unit: Unit | None = None,
         follow: bool = False,
         poll_seconds: float = 1.0,
         verify: Literal["header", "all"] = "header",
@@ -100,7 +104,7 @@ class PlanWalk:
                 f"Got {poll_seconds!r} instead."
             )
         self.plan: Plan = open_plan(plan, storage_options=storage_options)
-        self.ranks = ranks
+        self.ranks, self._unit = ranks, unit
         self.follow = follow
         self._poll_seconds = poll_seconds
         self._verify = verify
@@ -136,12 +140,15 @@ class PlanWalk:
         """Return the manifest that holds an epoch, checked before its first batch."""
         manifest = self.plan.manifest_for(epoch)
         if (manifest.manifest_id, epoch) not in self._admitted:
-            check_world(manifest.records[epoch], manifest.unit, self.ranks)
+            check_world(manifest.records[epoch], self._unit_of(manifest), self.ranks)
             if self._verify == "all" and manifest.manifest_id not in self._verified:
                 manifest.verify()
                 self._verified.add(manifest.manifest_id)
             self._admitted.add((manifest.manifest_id, epoch))
         return manifest
+
+    def _unit_of(self, manifest: Manifest) -> Unit:
+        return self._unit or manifest.unit
 
     # --- iterations -------------------------------------------------------------------------------
 
@@ -214,7 +221,7 @@ class PlanWalk:
         if number == cursor.epochs[0]:
             start, seen = epoch.find_step(cursor.next_step), cursor.samples_seen
         for steps in whole_steps(epoch, start, count):
-            yield deal(manifest, epoch.record, steps, self.ranks, seen)
+            yield deal(manifest, epoch.record, steps, self.ranks, seen, unit=self._unit)
             seen += len(steps.rows)
 
     def _wait_for(self, epoch: int, stopped: threading.Event) -> bool:
@@ -250,8 +257,8 @@ class PlanWalk:
     def batches_in(self, number: int) -> int:
         """Return how many batches each rank gets in an epoch."""
         manifest, world = self.manifest(number), self.ranks.world_size
-        record = manifest.records[number]
-        if manifest.unit == "sliceable":
+        record, unit = manifest.records[number], self._unit_of(manifest)
+        if unit == "sliceable":
             return record.micro_batches
         if record.micro_divisor % world == 0:
             return record.micro_batches // world
@@ -259,7 +266,7 @@ class PlanWalk:
         if key not in self._counts:
             steps = np.concatenate([b.step for b in manifest.epoch(number).blocks()])
             sizes = np.unique(steps, return_counts=True)[1].tolist()
-            self._counts[key] = sum(batches_in_step(manifest.unit, m, world) for m in sizes)
+            self._counts[key] = sum(batches_in_step(unit, m, world) for m in sizes)
         return self._counts[key]
 
     # --- state ------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def build(
         str | None,
         typer.Argument(metavar="EDGES", help="Table of edges: directory, file, glob or URI."),
     ] = None,
+    # Required, though it stands behind what is not: typer reads `...` so.
     out: Annotated[str, typer.Option(help="Folder to make.")] = ...,  # type: ignore[assignment]
     more: Annotated[
         list[str] | None,
@@ -114,7 +115,7 @@ def build(
         )
     one = ONE_KIND[0] if edges is not None else None
     header = build_graph(
-        kinds or edges,  # type: ignore[arg-type]
+        kinds if edges is None else edges,
         out,
         nodes=_by_kind(nodes or [], one, "--nodes"),
         num_nodes={

@@ -77,7 +77,7 @@ class Guard:
         except BatchloomError as error:
             problem = str(error)
             await self._refuse(error, told, noted)
-        except Exception as error:
+        except Exception as error:  # whoever asks learns that much; the log has the rest
             problem = f"{type(error).__name__}: {error}"
             await self._refuse(
                 RefusedError(500, "Something went wrong in the service; its log says what."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...dataplane.manifest import Manifest
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .service import Service
 
-__all__ = ["EpochLine", "RankLine", "RunFacts", "run_facts", "service_facts"]
+__all__ = ["EpochLine", "RankLine", "RunFacts", "run_facts", "service_facts", "summary"]
 
 _SHOWN = 200  # epochs and ranks that a page lists
 _NOW_SECONDS, _SILENT_SECONDS = 15.0, 60.0
@@ -31,7 +31,6 @@ class EpochLine:
     share: float | None = None
     steps: int | None = None
     why: str = ""
-    manifest_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,29 +87,41 @@ class RunFacts:
         return not self.alarm and self.sealed < self.total
 
 
+def summary(service: Service, name: str) -> RunFacts:
+    """Return what is shown of a run among others: without its epochs, ranks and facts."""
+    return _summary(service, service.describe(name))
+
+
 def run_facts(service: Service, name: str) -> RunFacts:
     """Return what is shown of a run; `RefusedError` where there is none of that name."""
     told = service.describe(name)
+    short = _summary(service, told)
     if "epochs" not in told:
-        return RunFacts(name, "It cannot be read.", told["problem"])
-    run = service.runs.run(name)
-    start, stop = told["epochs"]
-    planning = told.get("planning")
-    lines = [_line(run, epoch, planning) for epoch in reversed(range(start, stop))]
-    lines = [line for line in lines if line.state != "to come"]
-    says, alarm, progress = _state(run, told, planning)
+        return short
+    run, planning = service.runs.run(name), told.get("planning")
+    shown = [e for e in reversed(run.epochs) if run.holds(e) or _is_due(e, planning)]
+    return replace(
+        short,
+        facts=_facts(run),
+        epochs=[_line(run, epoch, planning) for epoch in shown[:_SHOWN]],
+        hidden=max(0, len(shown) - _SHOWN),
+        ranks=[_rank_line(note) for note in service.ranks.of(name)[:_SHOWN]],
+    )
+
+
+def _summary(service: Service, told: Mapping[str, Any]) -> RunFacts:
+    if "epochs" not in told:
+        return RunFacts(told["run"], "It cannot be read.", told["problem"])
+    run = service.runs.run(told["run"])
+    says, alarm, progress = _state(run, told, told.get("planning"))
     return RunFacts(
-        name,
+        run.name,
         says,
         alarm,
-        _facts(run),
-        len(told["sealed"]),
-        sum(m["stop"] - m["start"] for m in told["members"]),
-        stop - start,
-        progress,
-        lines[:_SHOWN],
-        max(0, len(lines) - _SHOWN),
-        [_rank_line(note) for note in service.ranks.of(name)[:_SHOWN]],
+        sealed=len(told["sealed"]),
+        planned=sum(m["stop"] - m["start"] for m in told["members"]),
+        total=len(run.epochs),
+        progress=progress,
     )
 
 
@@ -185,12 +196,15 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def _is_due(epoch: int, planning: Mapping[str, Any] | None) -> bool:
+    return planning is not None and planning["start"] <= epoch < planning["stop"]
+
+
 def _line(run: Run, epoch: int, planning: Mapping[str, Any] | None) -> EpochLine:
     manifest = run.holds(epoch)
     if manifest is None:
-        if planning is not None and planning["start"] <= epoch < planning["stop"]:
-            return EpochLine(epoch, "failed" if planning["state"] == "failed" else "being planned")
-        return EpochLine(epoch, "to come")
+        failed = planning is not None and planning["state"] == "failed"
+        return EpochLine(epoch, "failed" if failed else "being planned")
     record = manifest.records[epoch]
     return EpochLine(
         epoch,
@@ -199,7 +213,6 @@ def _line(run: Run, epoch: int, planning: Mapping[str, Any] | None) -> EpochLine
         record.distinct_rows / max(1, manifest.snapshot.rows),
         record.steps,
         why(manifest, epoch),
-        manifest.manifest_id,
     )
 
 

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...dataplane.errors import needs_extra
-from .page_facts import run_facts, service_facts
+from .page_facts import run_facts, service_facts, summary
 from .refusals import RefusedError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _page(template: str, **values: Any) -> Any:
 def front_page(service: Service) -> Any:
     """Return the answer to ``/``."""
     names = service.runs.names()
-    runs = [run_facts(service, name) for name in names[:_SHOWN]]
+    runs = [summary(service, name) for name in names[:_SHOWN]]
     return _page(
         "front.html.jinja",
         title="Batchloom: runs",

@@ -73,7 +73,7 @@ def main() -> None:
                 answer = _plan(json.loads(line), progress)
             except BatchloomError as error:
                 answer = {"failed": str(error), "type": type(error).__name__}
-            except Exception as error:
+            except Exception as error:  # told like any other; the next plan may go well
                 answer = {"failed": f"{type(error).__name__}: {error}", "type": "InternalError"}
             progress.write(answer)
     except (KeyboardInterrupt, BrokenPipeError):

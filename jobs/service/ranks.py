@@ -6,18 +6,18 @@ when the service stops.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .refusals import RefusedError
+from .refusals import RefusedError, int_of
 
 __all__ = ["RankBoard", "RankNote"]
 
 _MOST_RANKS = 4096  # of all runs
+_LONGEST = 2.0**62  # seconds
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class RankBoard:
 
     def take(self, run: str, rank: int, body: Mapping[str, Any]) -> None:
         """Take a note; `RefusedError` where it is none."""
-        world = _checked(body, "world", int, 1)
+        world = int_of(body, "world", 1)
         if rank >= world:
             raise RefusedError(400, f"There is no rank {rank} of {world}.")
         note = RankNote(
             rank,
             world,
-            _checked(body, "epoch", int, 0),
-            _checked(body, "step", int, 0),
-            _checked(body, "samples", int, 0),
-            float(_checked(body, "seconds", float, 0)),
-            float(_checked(body, "waited_seconds", float, 0)),
+            int_of(body, "epoch", 0),
+            int_of(body, "step", 0),
+            int_of(body, "samples", 0),
+            _seconds(body, "seconds"),
+            _seconds(body, "waited_seconds"),
             heard=time.monotonic(),
         )
         with self._lock:
@@ -90,10 +90,8 @@ class RankBoard:
         return sorted((n for n in found if n.world == world), key=lambda note: note.rank)
 
 
-def _checked(body: Mapping[str, Any], name: str, kind: type, least: int) -> Any:
+def _seconds(body: Mapping[str, Any], name: str) -> float:
     value = body.get(name)
-    fine = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    if not fine or not math.isfinite(value) or not least <= value < 1 << 62:  # type: ignore[arg-type, operator]
-        raise RefusedError(400, f"'{name}' must be {'a number' if kind is float else 'an int'} "
-                                f"from {least} on.")  # fmt: skip
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LONGEST:
+        raise RefusedError(400, f"'{name}' must be a number from 0 on.")
+    return float(value)

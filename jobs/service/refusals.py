@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Any
 
 from ...dataplane.errors import (
@@ -23,7 +24,9 @@ from ...dataplane.errors import (
     StorageError,
 )
 
-__all__ = ["RefusedError", "error_body", "status_of"]
+__all__ = ["RefusedError", "error_body", "int_of", "status_of"]
+
+_MOST_INT = (1 << 62) - 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATUS: tuple[tuple[type[BatchloomError], int], ...] = (
@@ -68,3 +71,13 @@ def error_body(error: BatchloomError) -> dict[str, Any]:
     """Return the JSON that tells of an error."""
     kind = "ServiceError" if isinstance(error, RefusedError) else type(error).__name__
     return {"error": {"status": status_of(error), "type": kind, "message": str(error)}}
+
+
+def int_of(body: Mapping[str, Any], name: str, low: int, high: int | None = None) -> int:
+    """Return a whole number of a JSON body; `RefusedError` (400) where it holds none."""
+    value = body.get(name)
+    most = _MOST_INT if high is None else high
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
+        to = "on" if high is None else f"to {high}"
+        raise RefusedError(400, f"'{name}' must be an int from {low} {to}.")
+    return value

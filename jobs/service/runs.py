@@ -20,21 +20,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from ...dataplane.errors import BatchloomError, JobSpecError, ManifestError, ParameterError
+from ...dataplane.errors import BatchloomError, ManifestError
 from ...dataplane.manifest import Manifest
 from ...dataplane.remote_wire import NAME
 from ...dataplane.series import Series
 from ...dataplane.signal_binding import snapshot_of
 from ...dataplane.snapshot import Snapshot
 from ...dataplane.storage import locate
-from ..job_file import settled
-from ..methods import make_stage
+from ..job_file import load_job, settled
+from ..methods import stage_of
 from ..spec import JobSpec
-from ..stages import GroupStage, Stage
+from ..stages import BatchStage, GroupStage, Stage
 from .refusals import RefusedError
 from .seals import Seals
 
@@ -50,17 +49,7 @@ def load_spec(folder: Path) -> tuple[JobSpec, list[Stage]]:
     ------
     JobSpecError
     """
-    path = folder / JOB
-    own = {"out": str(folder / "plan"), "signal": str(folder / "signals")}
-    try:
-        values = tomllib.loads(path.read_text())
-        return settled(JobSpec(**{**values, **own}))
-    except OSError as error:
-        raise JobSpecError(f"The job file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobSpecError(f"{path} is not TOML: {error}.") from error
-    except (ParameterError, JobSpecError, TypeError) as error:
-        raise JobSpecError(f"{path}: {error}") from None
+    return settled(load_job(folder / JOB, out=str(folder / "plan"), signal=str(folder / "signals")))
 
 
 def member_spec(spec: JobSpec, start: int, stop: int, **engine: Any) -> JobSpec:
@@ -79,11 +68,9 @@ def _before_signals(spec: JobSpec, epochs: tuple[int, int]) -> JobSpec:
     """Return the job of a run's first epochs: without the stages that wait for a signal."""
     stages, grouped = [], False
     for table in spec.stages:
-        method, rest = table["method"], {k: v for k, v in table.items() if k != "method"}
-        stage = make_stage(method, rest)
-        if stage.waits_for_signal(epochs) or (
-            getattr(stage, "needs_groups", False) and not grouped
-        ):
+        stage = stage_of(table)
+        groupless = isinstance(stage, BatchStage) and stage.needs_groups and not grouped
+        if stage.waits_for_signal(epochs) or groupless:
             continue
         grouped = grouped or isinstance(stage, GroupStage)
         stages.append(table)

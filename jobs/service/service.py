@@ -13,7 +13,7 @@ from .metrics import EventLog, Metrics
 from .planner import Planner
 from .posting import Inbox
 from .ranks import RankBoard
-from .refusals import RefusedError
+from .refusals import RefusedError, int_of
 from .runs import Run, Runs
 
 __all__ = ["Service"]
@@ -77,7 +77,7 @@ class Service:
         while not self.stopping.is_set():
             try:
                 self.rescan()
-            except Exception as error:
+            except Exception as error:  # the next look may find the folder well again
                 self.log("rescan failed", error=f"{type(error).__name__}: {error}")
             self.ready = True
             self.stopping.wait(_RESCAN_SECONDS)
@@ -157,9 +157,9 @@ class Service:
     def seal(self, run: Run, epoch: int, body: Mapping[str, Any]) -> dict[str, Any]:
         """Take a rank's word that it has sent all of an epoch; plan the next one when all have."""
         run.check_epoch(epoch)
-        attempt = _number(body, "attempt", 1, 65_535)
-        world = _number(body, "world", 1, _MOST_RANKS)
-        rank = _number(body, "rank", 0, world - 1)
+        attempt = int_of(body, "attempt", 1, 65_535)
+        world = int_of(body, "world", 1, _MOST_RANKS)
+        rank = int_of(body, "rank", 0, world - 1)
         parts = body.get("parts")
         if not isinstance(parts, dict) or not all(_is_count(n) for n in parts.values()):
             raise RefusedError(400, "'parts' must say how many parts there are of each signal.")
@@ -184,10 +184,3 @@ class Service:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 24
-
-
-def _number(body: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    value = body.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RefusedError(400, f"'{name}' must be an int from {low} to {high}.")
-    return value

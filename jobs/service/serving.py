@@ -15,7 +15,6 @@ import signal
 import socket
 import ssl
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,4 +228,3 @@ def _tell(service: Service, address: Address, listening: socket.socket) -> None:
         service.log("insecure", text="serving beyond this machine without a token and TLS")
     service.log("serving", address=where, folder=str(service.folder))
     print(json.dumps({"serving": where}), flush=True)
-    sys.stdout.flush()

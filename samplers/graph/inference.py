@@ -165,6 +165,7 @@ def layerwise_inference(
             elif last and out is None:
                 made = gathered(rows, graph.num_nodes)
             else:
+                # The last one's is a path: arrays and None were dealt with.
                 target = Path(os.fspath(out)) if last else home / f"layer-{number}.npy"  # type: ignore[arg-type]
                 made = write_rows(target, rows, graph.num_nodes)
                 (home / f"layer-{number - 1}.npy").unlink(missing_ok=True)

@@ -17,7 +17,6 @@ those of one batch ahead, on a stream beside the training's.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from ...dataplane.errors import needs_extra
 from ...dataplane.series import open_plan
 from ..ranks import OnUneven
 from ..walk import Epochs, PlanLike
+from ..walked import Resumable
 from .batches import edge_numbers, heterogeneous, homogeneous, put, with_place
 from .features import Gathering, GraphFeatures
 from .given import features_of, sampler_of, sizes_of
@@ -148,7 +148,7 @@ def graph_loader(
     )
 
 
-class GraphLoader:
+class GraphLoader(Resumable):
     """Iterates over the seed batches of a plan, sampled; see `graph_loader`, which makes it.
 
     Parameters
@@ -169,7 +169,9 @@ class GraphLoader:
     Notes
     -----
     One iteration is live at a time: a new one ends the one before it. A fresh ``iter()`` starts at
-    the first epoch, or where `load_state_dict` says; see `samplers.walk`.
+    the first epoch, or where `load_state_dict` says; see `samplers.walk`. A state is that of a
+    `ManifestLoader` of the plan. The graph and the sampler's options are not in it: resume with the
+    same.
     """
 
     def __init__(
@@ -202,20 +204,6 @@ class GraphLoader:
                 # Its own draws, so that an iteration takes none of the training's.
                 generator=torch.Generator().manual_seed(0),
             )
-        # Weak: an iteration that the caller dropped must be collected, which ends its workers.
-        self._live: weakref.ref[Iteration] | None = None
-
-    @property
-    def rank(self) -> int:
-        return self._walk.ranks.rank
-
-    @property
-    def world_size(self) -> int:
-        return self._walk.ranks.world_size
-
-    @property
-    def epochs(self) -> tuple[int, ...]:
-        return self._walk.epochs
 
     @property
     def kind(self) -> str | None:
@@ -229,39 +217,12 @@ class GraphLoader:
     def features(self) -> GraphFeatures:
         return self._features
 
-    def __len__(self) -> int:
-        """Return the batches of a whole iteration, the same on every rank."""
-        return self._walk.batches()
-
     def __iter__(self) -> Iterator[Any]:
         self._end_live()
         cursor = self._walk.begin()
         iteration = Iteration(self, cursor)
-        self._live = weakref.ref(iteration)
+        self._begin_live(iteration)
         return iteration
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the caller stands, as JSON values; see `samplers.state`.
-
-        It is that of a `ManifestLoader` of the plan. The graph and the sampler's options are not in
-        it: resume with the same.
-        """
-        return self._walk.state().to_json()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on at a state, with any workers, rank and world size.
-
-        Raises
-        ------
-        ResumeMismatchError
-            Where it is no state, or none of this plan.
-        """
-        self._walk.load(state)
-        self._end_live()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let iterations cover this epoch alone, as torch's samplers have it."""
-        self._walk.set_epoch(epoch)
 
     def close(self) -> None:
         """End the live iteration and its workers."""
@@ -269,12 +230,6 @@ class GraphLoader:
         if self._workers is not None:
             shut_down(self._workers._iterator)  # that of persistent workers
             self._workers._iterator = None
-
-    def _end_live(self) -> None:
-        live = None if self._live is None else self._live()
-        if live is not None:
-            live.replace()
-        self._live = None
 
     # --- what an iteration asks -------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ Sampling is deterministic, so what a training will read can be told before it be
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +26,7 @@ import torch
 
 from ...dataplane.checks import require_int
 from ...dataplane.errors import ParameterError, needs_extra
-from ...dataplane.manifest import Manifest
-from ..ranks import OnUneven, Ranks, check_world, resolve_ranks
+from ..ranks import OnUneven, Ranks, resolve_ranks
 from ..walk import Cursor, Epochs, PlanLike, PlanWalk
 from ..window import Window
 from .keys import key_of_step
@@ -65,24 +63,6 @@ class PlannedBatch:
     key: int
 
 
-class _WholeMicroBatches(PlanWalk):
-    """A walk that deals micro-batches and never slices them."""
-
-    def manifest(self, epoch: int) -> Manifest:
-        whole = self.__dict__.setdefault("_whole", {})
-        found = self.plan.manifest_for(epoch)
-        if found.manifest_id not in whole:
-            if self._verify == "all":
-                found.verify()
-            whole[found.manifest_id] = copy.copy(found)
-            whole[found.manifest_id].unit = "micro"
-        manifest: Manifest = whole[found.manifest_id]
-        if (found.manifest_id, epoch) not in self._admitted:
-            check_world(manifest.records[epoch], "micro", self.ranks)
-            self._admitted.add((found.manifest_id, epoch))
-        return manifest
-
-
 class PlannedSeeds:
     """One rank's seeds of a plan.
 
@@ -116,8 +96,13 @@ class PlannedSeeds:
                 "begin: make the sampler without offsets."
             )
         ranks = resolve_ranks(rank, world_size, on_uneven)
-        self.walk = _WholeMicroBatches(
-            plan, epochs=epochs, ranks=ranks, verify=verify, storage_options=storage_options
+        self.walk = PlanWalk(
+            plan,
+            epochs=epochs,
+            ranks=ranks,
+            unit="micro",
+            verify=verify,
+            storage_options=storage_options,
         )
         self.sampler = sampler
         hetero = hasattr(sampler, "graphs")
