@@ -35,17 +35,9 @@ from pydantic import Field
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream, keys
 from ..dataplane.sketch import Pass, RankSearch, exact_share
-from .loss_search import (
-    F32,
-    I64,
-    AllRows,
-    HistogramSearch,
-    LossPass,
-    LossRows,
-    Mask,
-    NonFinite,
-    saving,
-)
+from .key_share import AllRows
+from .loss_rows import F32, I64, LossRows, Mask
+from .loss_search import HistogramSearch, LossPass, NonFinite, saving
 from .loss_selector import LossSelector
 
 __all__ = ["Importance", "ImportanceSearch", "ImportanceSettings"]
@@ -214,18 +206,18 @@ class ImportanceChoice:
     def keeps(self, rows: LossRows) -> Mask:
         kept = np.ones(len(rows), bool)
         if self.threshold < math.inf:
-            kept[rows.scored_mask] = self.draw.priorities(_scored(rows)) < self.threshold
+            kept[rows.scored] = self.draw.priorities(_scored(rows)) < self.threshold
         return kept
 
     def weights(self, rows: LossRows) -> F32:
         weights = np.ones(len(rows), np.float32)
         chances = np.minimum(1.0, self.draw.scores(_scored(rows).losses) * self.threshold)
-        weights[rows.scored_mask] = 1 / chances
+        weights[rows.scored] = 1 / chances
         return weights
 
 
 def _scored(rows: LossRows) -> LossRows:
     """Return the rows that have a loss."""
-    if rows.scored is None:
+    if rows.scored.all():
         return rows
     return LossRows(rows.ids[rows.scored], rows.losses[rows.scored])

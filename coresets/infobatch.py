@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,18 +32,9 @@ from pydantic import Field
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
-from .loss_search import (
-    F32,
-    I64,
-    HistogramSearch,
-    KeepSearch,
-    KeyShare,
-    LossPass,
-    LossRows,
-    Mask,
-    NonFinite,
-    saving,
-)
+from .key_share import KeepSearch, KeyShare
+from .loss_rows import F32, I64, LossRows, Mask
+from .loss_search import HistogramSearch, LossPass, NonFinite, saving
 from .loss_selector import LossSelector, check_epoch
 
 __all__ = ["InfoBatch", "InfoBatchSearch", "InfoBatchSettings"]
@@ -96,7 +88,8 @@ class EasyRows:
     below: float
 
     def mask(self, rows: LossRows) -> Mask:
-        return rows.scored_mask & (rows.losses < np.float32(self.below))
+        easy: Mask = rows.losses < np.float32(self.below)  # NaN is not
+        return easy
 
 
 class InfoBatchSearch:
@@ -117,7 +110,7 @@ class InfoBatchSearch:
             self._scored = HistogramSearch(KeyShare(parameters.seed, Stream.INFOBATCH_KEEP, epoch))
             self.next = self._scored.next
         elif parameters.anneal == "keep":
-            self._search_keys(KeyShare(parameters.seed, Stream.ANNEAL_KEEP, epoch))
+            self._search_keys(KeyShare(parameters.seed, Stream.ANNEAL_KEEP, epoch), rows)
 
     def narrow(self, counts: I64) -> None:
         """Go on from the counts of a pass, summed over all parts."""
@@ -129,14 +122,16 @@ class InfoBatchSearch:
         self._scored.narrow(counts)
         self.next = self._scored.next
         if self.next is None and self._scored.histogram is not None:
-            self._mean = self._scored.histogram.mean()
+            found = self._scored.histogram
+            self._mean = found.mean()
+            below = int(found.rows[found.means < float(self._mean)].sum())
             easy = EasyRows(float(_least_at_or_above(self._mean)))
             p = self._p
-            self._search_keys(KeyShare(p.seed, Stream.INFOBATCH_KEEP, self._epoch, among=easy))
+            share = KeyShare(p.seed, Stream.INFOBATCH_KEEP, self._epoch, among=easy)
+            self._search_keys(share, below)
 
-    def _search_keys(self, share: KeyShare) -> None:
-        kept = self._p.kept
-        self._keep = KeepSearch(share, lambda rows: min(rows, max(1, exact_share(kept, rows))))
+    def _search_keys(self, share: KeyShare, about: int) -> None:
+        self._keep = KeepSearch(share, partial(_share_of, self._p.kept), about)
         self.next = self._keep.next
 
     @property
@@ -192,6 +187,11 @@ class InfoBatchChoice:
 
     def weights(self, rows: LossRows) -> F32:
         return np.where(self.easy.mask(rows), np.float32(self.weight), np.float32(1))
+
+
+def _share_of(ratio: Fraction, rows: int) -> int:
+    """Return how many of the easy rows are kept: at least one where there are some."""
+    return min(rows, max(1, exact_share(ratio, rows)))
 
 
 def _least_at_or_above(mean: Fraction) -> np.float32:

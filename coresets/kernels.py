@@ -5,15 +5,50 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+_BLOCK = 512
+_SIGN = np.uint32(1 << 31)
+_INFINITY = np.uint32(0x7F800000)
+
+
+@njit(cache=True, inline="always")
+def _ordered(bits):
+    """Return the ordered word of a finite float32's bits, as `dataplane.radix.ordered` does."""
+    word = bits ^ (_SIGN | (np.uint32(0) - (bits >> np.uint32(31))))
+    return _SIGN if bits == _SIGN else word
+
 
 @njit(cache=True, nogil=True)
-def count_losses(words, shift, first, counts, low_sums):
-    """Add ordered words to a histogram: rows a bin, and the sum of what each is above its bin."""
+def count_losses(bits, inside, shift, first, counts, low_sums):
+    """Add finite losses to a histogram: rows a bin, and the sum of what each is above its bin."""
     mask = (np.uint32(1) << shift) - np.uint32(1)
-    for i in range(words.size):
-        place = np.int64(words[i] >> shift) - first
-        counts[place] += 1
-        low_sums[place] += np.int64(words[i] & mask)
+    last = counts.size - 1
+    places, above = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    for start in range(0, bits.size, _BLOCK):
+        size = min(_BLOCK, bits.size - start)
+        for i in range(size):
+            at = start + i
+            word = _ordered(bits[at])
+            counted = inside[at] & ((bits[at] & _INFINITY) != _INFINITY)
+            place = min(max(np.int64(word >> shift) - first, 0), last)
+            places[i] = place if counted else -1
+            above[i] = np.int64(word & mask)
+        for i in range(size):
+            if places[i] >= 0:
+                counts[places[i]] += 1
+                low_sums[places[i]] += above[i]
+
+
+@njit(cache=True, nogil=True)
+def add_losses(losses, inside, lanes):
+    """Add losses that are no NaN, each to the lane of its place; return how many these are."""
+    count = 0
+    for start in range(0, losses.size, lanes.size):
+        for i in range(min(lanes.size, losses.size - start)):
+            loss = losses[start + i]
+            counted = inside[start + i] & (loss == loss)
+            lanes[i] += np.float64(loss) if counted else 0.0
+            count += counted
+    return count
 
 
 @njit(cache=True, nogil=True)

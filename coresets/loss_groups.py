@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dataplane.radix import ordered
+from ..dataplane.radix import ordered, value_of
 from .kernels import best_cuts, label_losses
 from .loss_histogram import LossBins, LossHistogram
 
@@ -59,6 +59,26 @@ class LossGroups:
         """Return the group of each bin."""
         sizes = np.diff([0, *self.ends[:-1], self.bins.bins])
         return np.repeat(np.arange(len(self), dtype=np.int16), sizes)
+
+    def limits(self, start: int, stop: int) -> tuple[np.float32, np.float32]:
+        """Return the losses between which the groups `start` to `stop` lie.
+
+        Returns
+        -------
+        low, high : float32
+            low ≤ loss < high; -inf or inf where no group is left on that side.
+        """
+        low, high = np.float32(-np.inf), np.float32(np.inf)
+        if start > 0:
+            low = self._first_loss(self.ends[start - 1])
+        if stop < len(self):
+            high = self._first_loss(self.ends[stop - 1])
+        return low, high
+
+    def _first_loss(self, place: int) -> np.float32:
+        """Return the smallest loss of a bin."""
+        word = self.bins.first + place << self.bins.shift
+        return np.float32(value_of(word, np.float32))
 
     def label(self, losses: F32) -> npt.NDArray[np.int16]:
         """Return the group of each row; int16, shape (n,).

@@ -1,12 +1,12 @@
 """A histogram of losses that parts of the data add up to, from which group means are exact.
 
 A loss becomes an unsigned integer of the same order (`dataplane.radix`), and a bin is all integers
-with the same leading bits. Two passes: the first counts the sixteen leading bits; they say how many
-more the losses differ in, and so the bins of the second: at most 2¹⁷, as fine as fit. The second
-counts each bin's rows and sums up, as integers, how far each row's integer is above its bin's
-first. No bin crosses a power of two, and inside one the loss is linear in its integer, so that a
-bin's sum is exact, and all that parts add up are integers: parts, their order and the number of
-workers cannot change a bit of what is made of them.
+with the same leading bits. Two passes: the first finds the sixteen leading bits of the smallest and
+the largest loss, and so the bins of the second: at most 2¹⁷, as fine as fit. The second counts each
+bin's rows and sums up, as integers, how far each row's integer is above its bin's first. No bin
+crosses a power of two, and inside one the loss is linear in its integer, so that a bin's sum is
+exact, and all that parts add up are integers: parts, their order and the number of workers cannot
+change a bit of what is made of them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ import numpy.typing as npt
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.errors import SelectionError
 from ..dataplane.radix import ordered, values_of
-from ..dataplane.sketch import Pass, check_rows
 
-__all__ = ["LossBins", "LossHistogram"]
+__all__ = ["LossBins", "LossHistogram", "RangePass"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -33,6 +32,28 @@ I64 = npt.NDArray[np.int64]
 
 _LEAD = 16  # bits that the first pass counts
 _BINS = 17  # bits of a bin's number, at most
+
+
+@dataclass(frozen=True)
+class RangePass:
+    """What the first pass counts: the leading bits of each part's smallest and largest loss.
+
+    Counts add up, as those of any pass; how many there are depends on the parts, which of them are
+    there does not.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return 1, 1 << _LEAD
+
+    def count(self, losses: F32, *, into: I64 | None = None) -> I64:
+        """Count the ends of losses: finite, or NaN, which are left out; float32, shape (n,)."""
+        counts = np.zeros(self.shape, np.int64) if into is None else into
+        if len(losses):
+            ends = np.array([np.fmin.reduce(losses), np.fmax.reduce(losses)])
+            lead = ordered(ends[ends == ends]) >> np.uint32(32 - _LEAD)  # not NaN
+            np.add.at(counts[0], lead.astype(np.int64), 1)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -46,46 +67,42 @@ class LossBins:
     first : int
         Number of the first bin.
     bins : int
-    rows : int
-        How many losses the first pass counted.
     """
 
     shift: int
     first: int
     bins: int
-    rows: int
-
-    @classmethod
-    def first_pass(cls) -> Pass:
-        """Return the pass whose counts `of_counts` takes."""
-        return Pass(np.dtype(np.float32).str)
 
     @classmethod
     def of_counts(cls, counts: I64) -> LossBins:
-        """Return the finest bins for losses whose leading bits were counted.
+        """Return the finest bins for losses whose ends were counted.
 
         Parameters
         ----------
         counts : int64, shape (1, 65536)
-            Of `first_pass`, over all parts; there must be some.
+            Of `RangePass`, over all parts; there must be some.
         """
         lead = np.flatnonzero(counts[0])
         low, high = int(lead[0]), int(lead[-1])
         shift = max(0, _LEAD + math.ceil(math.log2(high - low + 1)) - _BINS)
         inside = _LEAD - shift
-        return cls(shift, low << inside, (high - low + 1) << inside, int(counts[0].sum()))
+        return cls(shift, low << inside, (high - low + 1) << inside)
 
     @property
     def shape(self) -> tuple[int, int]:
         return 2, self.bins
 
-    def count(self, losses: F32, *, into: I64 | None = None) -> I64:
+    def count(
+        self, losses: F32, inside: npt.NDArray[np.bool_] | None = None, *, into: I64 | None = None
+    ) -> I64:
         """Count losses into the bins.
 
         Parameters
         ----------
         losses : float32, shape (n,)
-            Finite, among those that the first pass counted.
+            Finite, between the ends that the first pass found; or NaN, which are left out.
+        inside : bool, shape (n,), optional
+            Which of them to count; all when None.
         into : int64, shape `shape`, optional
             Counts of other losses, to which these are added.
 
@@ -95,12 +112,14 @@ class LossBins:
             Rows; sums of the integers' distances from their bins' first.
         """
         counts = np.zeros(self.shape, np.int64) if into is None else into
-        words = ordered(losses)
-        if compiled_kernels(words.size) is not None:
+        chosen = np.ones(len(losses), bool) if inside is None else inside
+        if compiled_kernels(losses.size) is not None:
             from .kernels import count_losses
 
-            count_losses(words, np.uint32(self.shift), np.int64(self.first), counts[0], counts[1])
+            bits, first = np.ascontiguousarray(losses).view(np.uint32), np.int64(self.first)
+            count_losses(bits, chosen, np.uint32(self.shift), first, counts[0], counts[1])
             return counts
+        words = ordered(losses[chosen & np.isfinite(losses)])
         place = self.place(words)
         counts[0] += np.bincount(place, minlength=self.bins)
         np.add.at(counts[1], place, (words & np.uint32((1 << self.shift) - 1)).astype(np.int64))
@@ -113,7 +132,7 @@ class LossBins:
 
 @dataclass(frozen=True)
 class LossHistogram:
-    """Losses as counted by both passes.
+    """Losses as both passes counted them.
 
     Attributes
     ----------
@@ -125,15 +144,12 @@ class LossHistogram:
     bins: LossBins
     counts: I64
 
-    def __post_init__(self) -> None:
-        check_rows(int(self.counts[0].sum()), self.bins.rows)
-
     @classmethod
     def of(cls, losses: F32) -> LossHistogram:
         """Count one array of finite losses, float32, shape (n,), n ≥ 1."""
         if not len(losses):
             raise SelectionError("There are no losses to count.")
-        bins = LossBins.of_counts(LossBins.first_pass().count(losses))
+        bins = LossBins.of_counts(RangePass().count(losses))
         return cls(bins, bins.count(losses))
 
     @cached_property

@@ -14,72 +14,29 @@ one array is `loss_selector`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from ..dataplane.errors import SelectionError
-from ..dataplane.random import keys, keys_up_to
-from ..dataplane.sketch import Pass, RankSearch
-from .loss_histogram import LossBins, LossHistogram
+from .key_share import Among
+from .loss_histogram import LossBins, LossHistogram, RangePass
+from .loss_rows import F32, I64, LossRows, Mask
 
 __all__ = [
+    "BothPasses",
     "Choice",
     "HistogramSearch",
-    "KeepSearch",
-    "KeyShare",
-    "LossRows",
+    "LossPass",
     "LossSearch",
     "NonFinite",
     "saving",
 ]
 
-U64 = npt.NDArray[np.uint64]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 NonFinite = Literal["fail", "keep"]
 """Rows whose loss is NaN or infinite: an error, or always eligible like rows never scored."""
-
-
-@dataclass(frozen=True)
-class LossRows:
-    """Some rows and their losses.
-
-    Attributes
-    ----------
-    ids : uint64, shape (n,)
-    losses : float32, shape (n,)
-        Of a row that was not scored, anything.
-    scored : bool, shape (n,), or None
-        Which rows have a finite loss; None: all.
-    """
-
-    ids: U64
-    losses: F32
-    scored: Mask | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def slice(self, start: int, stop: int) -> LossRows:
-        """Return some of them, by position; views."""
-        scored = None if self.scored is None else self.scored[start:stop]
-        return LossRows(self.ids[start:stop], self.losses[start:stop], scored)
-
-    @cached_property
-    def shares(self) -> dict[KeyShare, Mask]:
-        """Shares of the rows that were drawn already: passes and choice ask for the same."""
-        return {}
-
-    @cached_property
-    def scored_mask(self) -> Mask:
-        return np.ones(len(self), bool) if self.scored is None else self.scored
 
 
 class LossPass(Protocol):
@@ -130,168 +87,88 @@ class LossSearch(Protocol):
         """The choice."""
 
 
-# --- which rows a pass counts ---------------------------------------------------------------------
-
-
-class Among(Protocol):
-    """Some of the rows."""
-
-    def mask(self, rows: LossRows) -> Mask:
-        """Return which rows they are; bool, shape (n,)."""
-
-
-@dataclass(frozen=True)
-class AllRows:
-    """Every row."""
-
-    def mask(self, rows: LossRows) -> Mask:
-        return np.ones(len(rows), bool)
-
-
-@dataclass(frozen=True)
-class KeyShare:
-    """The rows whose keys are up to a bound: an exact share, drawn by row id.
-
-    Attributes
-    ----------
-    seed, stream, epoch : int
-        Of the keys; see `dataplane.random`.
-    bound : int or None
-        None: all rows.
-    among : Among
-        The rows that the share is of.
-    """
-
-    seed: int
-    stream: int
-    epoch: int
-    bound: int | None = None
-    among: Among = AllRows()
-
-    def mask(self, rows: LossRows) -> Mask:
-        if self.bound is None:
-            return self.among.mask(rows)
-        known = rows.shares.get(self)
-        if known is None:
-            known = self.among.mask(rows)
-            keys_up_to(self.bound, self.seed, self.stream, self.epoch, rows.ids, inside=known)
-            rows.shares[self] = known
-        return known.copy()
-
-    def keys(self, ids: U64) -> U64:
-        return keys(self.seed, self.stream, self.epoch, ids)
-
-
-@dataclass(frozen=True)
-class KeyPass:
-    """Counts digits of the keys of some rows."""
-
-    share: KeyShare
-    digits: Pass
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.digits.shape
-
-    def count(self, rows: LossRows, *, into: I64 | None = None) -> I64:
-        ids = rows.ids
-        if not isinstance(self.share.among, AllRows):
-            ids = ids[self.share.among.mask(rows)]
-        return self.digits.count(self.share.keys(ids), into=into)
+# --- the losses of some rows, and two passes in one ---------------------------------------------
 
 
 @dataclass(frozen=True)
 class ScoredPass:
-    """Counts the losses of some rows, of those that have one."""
+    """Counts the losses of some rows, of those that have one.
+
+    The ends of the bins are those of all rows, which are known in the pass that finds the share.
+    """
 
     among: Among
-    bins: Pass | LossBins
+    bins: RangePass | LossBins
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.bins.shape
 
     def count(self, rows: LossRows, *, into: I64 | None = None) -> I64:
-        losses = rows.losses[self.among.mask(rows) & rows.scored_mask]
-        return self.bins.count(losses, into=into)
+        if isinstance(self.bins, RangePass):
+            return self.bins.count(rows.losses, into=into)
+        return self.bins.count(rows.losses, self.among.mask(rows), into=into)
 
 
-# --- the two searches that methods are made of ----------------------------------------------------
+@dataclass(frozen=True)
+class BothPasses:
+    """Two passes over the same rows at once, their counts end to end."""
 
-
-class KeepSearch:
-    """Finds a random share of exactly n rows: those with the smallest keys.
-
-    Parameters
-    ----------
-    share : KeyShare
-        Its bound is what is looked for.
-    kept : callable
-        From how many rows there are to how many of them are kept.
-
-    Attributes
-    ----------
-    next : KeyPass or None
-    rows, kept : int
-        How many rows there are, and how many of them are kept.
-    """
-
-    def __init__(self, share: KeyShare, kept: Any) -> None:
-        self._share = share
-        self._search = RankSearch(np.uint64, self._ranks)
-        self._kept = kept
-        self.rows = self.kept = 0
-        self.next: KeyPass | None = self._pass()
-
-    def _ranks(self, rows: int) -> list[int]:
-        self.rows, self.kept = rows, self._kept(rows)
-        return [self.kept] if 0 < self.kept < rows else []
-
-    def _pass(self) -> KeyPass | None:
-        digits = self._search.next
-        done = digits is None or self._search.bound is not None
-        return None if done or digits is None else KeyPass(self._share, digits)
-
-    def narrow(self, counts: I64) -> None:
-        self._search.narrow(counts)
-        self.next = self._pass()
+    one: LossPass
+    other: LossPass
 
     @property
-    def share(self) -> KeyShare:
-        """The rows that are kept."""
-        if self.kept == self.rows:
-            return self._share
-        bound = self._search.bound
-        if bound is None:
-            raise SelectionError("Some row ids are the same; give each row its own.")
-        share = self._share
-        return KeyShare(share.seed, share.stream, share.epoch, bound, share.among)
+    def shape(self) -> tuple[int, int]:
+        return 1, math.prod(self.one.shape) + math.prod(self.other.shape)
+
+    def count(self, rows: LossRows, *, into: I64 | None = None) -> I64:
+        counts = np.zeros(self.shape, np.int64) if into is None else into
+        one, other = self.parted(counts)
+        self.one.count(rows, into=one)
+        self.other.count(rows, into=other)
+        return counts
+
+    def parted(self, counts: I64) -> tuple[I64, I64]:
+        """Return the counts of each pass; views."""
+        first = math.prod(self.one.shape)
+        return counts[0, :first].reshape(self.one.shape), counts[0, first:].reshape(
+            self.other.shape
+        )
 
 
 class HistogramSearch:
     """Counts the losses of some rows, of those that have one.
 
+    Parameters
+    ----------
+    among : Among
+        May be set as long as the second pass has not begun: the first looks at all rows.
+
     Attributes
     ----------
-    next : ScoredPass or None
     histogram : LossHistogram or None
         None where none of the rows was scored.
     """
 
     def __init__(self, among: Among) -> None:
-        self._among = among
-        self._bins: LossBins | None = None
-        self.next: ScoredPass | None = ScoredPass(among, LossBins.first_pass())
+        self.among = among
         self.histogram: LossHistogram | None = None
+        self._bins: RangePass | LossBins | None = RangePass()
+
+    @property
+    def next(self) -> ScoredPass | None:
+        """What to count next."""
+        return None if self._bins is None else ScoredPass(self.among, self._bins)
 
     def narrow(self, counts: I64) -> None:
-        if self._bins is not None:
-            self.histogram, self.next = LossHistogram(self._bins, counts), None
-        elif counts.any():
-            self._bins = LossBins.of_counts(counts)
-            self.next = ScoredPass(self._among, self._bins)
+        """Go on from the counts of a pass, summed over all parts."""
+        done, self._bins = self._bins, None
+        if not counts[0].any():
+            return
+        if isinstance(done, LossBins):
+            self.histogram = LossHistogram(done, counts)
         else:
-            self.next = None
+            self._bins = LossBins.of_counts(counts)
 
 
 def saving(selected: int, rows: int) -> dict[str, Any]:

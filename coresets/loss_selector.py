@@ -16,11 +16,13 @@ import numpy.typing as npt
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.errors import ParameterError, SelectionError, examples
 from ..dataplane.plan import Selection
-from .loss_search import F32, I64, U64, Choice, LossPass, LossRows, LossSearch, Mask, NonFinite
+from .loss_rows import F32, U64, LossRows, Mask
+from .loss_search import Choice, LossSearch, NonFinite
 
-__all__ = ["LossSelector", "check_epoch", "count_in_parts", "keeps_in_parts", "scored_rows"]
+__all__ = ["PART_ROWS", "LossSelector", "check_epoch", "keeps_in_parts", "scored_rows"]
 
-_PART_ROWS = 1 << 15
+PART_ROWS = 1 << 15
+"""Rows that are counted at a time: so few that they stay in the processor's cache."""
 
 
 class LossSelector(ABC):
@@ -75,7 +77,7 @@ class LossSelector(ABC):
         rows = _checked(losses, scored, ids, self.nonfinite)
         compiled_kernels(len(rows))  # loaded here where they pay, they count small parts too
         search = self.search(epoch, len(rows))
-        parts = [rows.slice(a, a + _PART_ROWS) for a in range(0, len(rows), _PART_ROWS)]
+        parts = [rows.slice(a, a + PART_ROWS) for a in range(0, len(rows), PART_ROWS)]
         while search.next is not None:
             counts = np.zeros(search.next.shape, np.int64)
             for part in parts:
@@ -83,25 +85,18 @@ class LossSelector(ABC):
             search.narrow(counts)
         choice = search.choice
         kept = np.concatenate(
-            [np.flatnonzero(choice.keeps(p)) + k * _PART_ROWS for k, p in enumerate(parts)]
+            [np.flatnonzero(choice.keeps(p)) + k * PART_ROWS for k, p in enumerate(parts)]
         )
         weights = None
         if choice.weighted:
-            mask = rows.scored_mask[kept]
-            weights = choice.weights(LossRows(rows.ids[kept], rows.losses[kept], mask))
+            weights = choice.weights(LossRows(rows.ids[kept], rows.losses[kept]))
         return Selection(kept.astype(np.uint64), weights, choice.report)
-
-
-def count_in_parts(wanted: LossPass, rows: LossRows, counts: I64) -> None:
-    """Count rows for a pass, so many at a time as stay in the processor's cache."""
-    for start in range(0, len(rows), _PART_ROWS):
-        wanted.count(rows.slice(start, start + _PART_ROWS), into=counts)
 
 
 def keeps_in_parts(choice: Choice, rows: LossRows) -> Mask:
     """Return which rows a choice keeps; bool, shape (n,)."""
-    starts = range(0, len(rows), _PART_ROWS)
-    parts = [choice.keeps(rows.slice(start, start + _PART_ROWS)) for start in starts]
+    starts = range(0, len(rows), PART_ROWS)
+    parts = [choice.keeps(rows.slice(start, start + PART_ROWS)) for start in starts]
     return np.concatenate([np.zeros(0, bool), *parts])
 
 
@@ -126,7 +121,7 @@ def _checked(losses: Any, scored: Any, ids: Any, nonfinite: NonFinite) -> LossRo
     if mask is not None and mask.dtype != bool:
         raise SelectionError(f"'scored' must be booleans, found {mask.dtype}.")
     single = values.astype(np.float32, copy=False)
-    return LossRows(rows, single, scored_rows(single, mask, rows, nonfinite))
+    return LossRows.of(rows, single, scored_rows(single, mask, rows, nonfinite))
 
 
 def scored_rows(losses: F32, scored: Mask | None, ids: U64, nonfinite: NonFinite) -> Mask | None:

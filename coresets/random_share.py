@@ -19,16 +19,9 @@ from pydantic import Field
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
-from .loss_search import (
-    F32,
-    I64,
-    KeepSearch,
-    KeyShare,
-    LossPass,
-    LossRows,
-    Mask,
-    saving,
-)
+from .key_share import KeepSearch, KeyShare
+from .loss_rows import F32, I64, LossRows, Mask
+from .loss_search import LossPass, saving
 from .loss_selector import LossSelector
 
 __all__ = ["RandomShare", "RandomShareSearch", "RandomShareSettings"]
@@ -68,7 +61,7 @@ class RandomShareSearch:
         share = KeyShare(parameters.seed, Stream.RANDOM_SHARE, drawn_in)
         kept = max(1, exact_share(1 - Fraction(repr(float(parameters.prune_ratio))), rows))
         self._epoch, self._rows, self._kept = epoch, rows, kept
-        self._keep = KeepSearch(share, lambda _: kept)
+        self._keep = KeepSearch(share, lambda _: kept, rows)
         self.next: LossPass | None = self._keep.next
 
     def narrow(self, counts: I64) -> None:

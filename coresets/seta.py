@@ -45,18 +45,10 @@ from ..dataplane.errors import ParameterError
 from ..dataplane.parameters import parameters
 from ..dataplane.random import Stream
 from ..dataplane.sketch import exact_share
+from .key_share import KeepSearch, KeyShare
 from .loss_groups import LossGroups, groups_1d
-from .loss_search import (
-    F32,
-    I64,
-    HistogramSearch,
-    KeepSearch,
-    KeyShare,
-    LossPass,
-    LossRows,
-    Mask,
-    NonFinite,
-)
+from .loss_rows import F32, I64, LossRows, Mask
+from .loss_search import BothPasses, HistogramSearch, LossPass, NonFinite
 from .loss_selector import LossSelector, check_epoch
 
 __all__ = ["SeTa", "SeTaSearch", "SeTaSettings"]
@@ -153,9 +145,10 @@ class SeTaSearch:
         self._annealing = epoch >= parameters.pruned_epochs
         self._keep = self._keep_search()
         self._histogram: HistogramSearch | None = None
-        self.next: LossPass | None = self._keep.next if self._keep.kept < rows else None
-        if self.next is None:
-            self._begin_groups()
+        if not self._annealing and epoch > 0:
+            self._histogram = HistogramSearch(self._keep.share)
+        self._both: BothPasses | None = None
+        self.next: LossPass | None = self._first_pass()
 
     def _keep_search(self) -> KeepSearch:
         p = self._p
@@ -164,26 +157,38 @@ class SeTaSearch:
         if self._annealing and p.anneal == "full":
             ratio = Fraction(0)
         kept = max(1, exact_share(1 - ratio, self._rows))
-        search = KeepSearch(KeyShare(p.seed, stream, self._epoch), lambda _: kept)
+        search = KeepSearch(KeyShare(p.seed, stream, self._epoch), lambda _: kept, self._rows)
         search.rows, search.kept = self._rows, kept
+        if kept == self._rows:
+            search.next = None
         return search
 
-    def _begin_groups(self) -> None:
-        if self._annealing or self._epoch == 0:
-            return
-        self._histogram = HistogramSearch(self._keep.share)
-        self.next = self._histogram.next
+    def _first_pass(self) -> LossPass | None:
+        """Return the pass that finds the share and between which losses the groups lie."""
+        keep, histogram = self._keep.next, self._histogram
+        if histogram is None or histogram.next is None:
+            return keep
+        if keep is None:
+            return histogram.next
+        self._both = BothPasses(keep, histogram.next)
+        return self._both
 
     def narrow(self, counts: I64) -> None:
         """Go on from the counts of a pass, summed over all parts."""
-        if self._histogram is not None:
+        if self._both is not None:
+            keep, losses = self._both.parted(counts)
+            self._both = None
+            self._keep.narrow(keep)
+            assert self._histogram is not None  # for the type checker: it was the other one
+            self._histogram.narrow(losses)
+        elif self._keep.next is not None:
+            self._keep.narrow(counts)
+        elif self._histogram is not None:
             self._histogram.narrow(counts)
-            self.next = self._histogram.next
-            return
-        self._keep.narrow(counts)
         self.next = self._keep.next
-        if self.next is None:
-            self._begin_groups()
+        if self.next is None and self._histogram is not None:
+            self._histogram.among = self._keep.share
+            self.next = self._histogram.next
 
     @property
     def choice(self) -> SeTaChoice:
@@ -221,11 +226,12 @@ class SeTaChoice:
 
     def keeps(self, rows: LossRows) -> Mask:
         kept = self.share.mask(rows)
-        if self.groups is None:
-            return kept
-        at = np.flatnonzero(kept & rows.scored_mask)
-        label = self.groups.label(rows.losses[at])
-        kept[at] = (label >= self.window[0]) & (label < self.window[1])
+        if self.groups is not None:  # NaN is on neither side: such rows take part
+            low, high = self.groups.limits(*self.window)
+            if low > -np.inf:
+                kept &= ~(rows.losses < low)
+            if high < np.inf:
+                kept &= ~(rows.losses >= high)
         return kept
 
     def weights(self, rows: LossRows) -> F32:
@@ -233,7 +239,7 @@ class SeTaChoice:
         of_group: F32 = np.array(self.group_weights, np.float32)
         label = np.full(len(rows), len(of_group) - 1)
         if self.groups is not None:
-            label[rows.scored_mask] = self.groups.label(rows.losses[rows.scored_mask])
+            label[rows.scored] = self.groups.label(rows.losses[rows.scored])
         weights: F32 = of_group[label]
         return weights
 

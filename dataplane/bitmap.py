@@ -57,6 +57,15 @@ class Bitmap:
         """Set the bits of row ids, before the set is first asked for anything."""
         set_bits(self.words, ids)
 
+    def add_run(self, first: int, mask: npt.NDArray[np.bool_]) -> None:
+        """Set the bits of the row ids from `first` on at which a mask is set; as `add`."""
+        before = first % 64
+        padded = np.concatenate([np.zeros(before, bool), mask]) if before else mask
+        packed = np.packbits(padded, bitorder="little")
+        words = np.zeros(-(-len(packed) // 8), dtype="<u8")
+        words.view(np.uint8)[: len(packed)] = packed
+        self.words[first // 64 : first // 64 + len(words)] |= words
+
     def contains(self, ids: U64) -> npt.NDArray[np.bool_]:
         """Return for each row id whether it is in the set; shape (k,)."""
         word = (ids >> np.uint64(6)).astype(np.int64)

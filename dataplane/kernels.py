@@ -35,6 +35,29 @@ def keys_up_to(base, counters, bound, inside):
         inside[i] &= _mix(_mix(base + counters[i] * _G)) <= bound
 
 
+@njit(cache=True, nogil=True)
+def count_keys(base, counters, low, shift, bins, counts):
+    """Count keys below a window, in each of its bins, and above it."""
+    above = np.empty(_BLOCK, np.uint64)
+    below = inside = 0
+    for start in range(0, counters.size, _BLOCK):
+        size = min(_BLOCK, counters.size - start)
+        nearest = ~np.uint64(0)
+        for i in range(size):
+            key = _mix(_mix(base + counters[start + i] * _G))
+            below += key < low
+            above[i] = key - low  # far above the window where the key is below it
+            nearest = min(nearest, above[i])
+        if nearest >> shift < bins:
+            for i in range(size):
+                slot = above[i] >> shift
+                if slot < bins:
+                    counts[1 + slot] += 1
+                    inside += 1
+    counts[0] += below
+    counts[counts.size - 1] += counters.size - below - inside
+
+
 @njit(cache=True, inline="always")
 def _added(half, other, key, size):
     """Return a half of a position after one round; no branch, so that loops are vectorised."""

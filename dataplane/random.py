@@ -48,6 +48,7 @@ __all__ = [
     "checked_seed",
     "choice_bound",
     "choose",
+    "count_keys",
     "hash_values",
     "keys",
     "keys_up_to",
@@ -176,6 +177,41 @@ def keys_up_to(
         return
     base = np.uint64(base_key(seed, stream, epoch))
     compiled.keys_up_to(base, np.ascontiguousarray(ids), np.uint64(bound), inside)
+
+
+def count_keys(
+    low: int,
+    shift: int,
+    bins: int,
+    seed: int,
+    stream: int,
+    epoch: int,
+    ids: U64,
+    *,
+    into: npt.NDArray[np.int64],
+) -> None:
+    """Count the keys below a window, in each of its bins, and above it.
+
+    Parameters
+    ----------
+    low, shift, bins : int
+        The window has so many bins, each 2**shift keys wide, from the key `low` on, and ends at
+        2**64 or before.
+    into : int64, shape (bins + 2,)
+        Counts of other ids, to which these are added.
+    """
+    compiled = compiled_kernels(ids.size)
+    if compiled is not None:
+        base, window = np.uint64(base_key(seed, stream, epoch)), (np.uint64(low), np.uint64(shift))
+        compiled.count_keys(base, np.ascontiguousarray(ids), *window, np.uint64(bins), into)
+        return
+    found = keys(seed, stream, epoch, ids)
+    below = found < np.uint64(low)
+    slot = (found - np.uint64(low)) >> np.uint64(shift)
+    inside = ~below & (slot < np.uint64(bins))
+    into[0] += np.count_nonzero(below)
+    into[1:-1] += np.bincount(slot[inside].astype(np.int64), minlength=bins)
+    into[-1] += len(ids) - np.count_nonzero(below) - np.count_nonzero(inside)
 
 
 def uniform(seed: int, stream: int, epoch: int, ids: npt.ArrayLike) -> npt.NDArray[np.float64]:

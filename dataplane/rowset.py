@@ -77,7 +77,8 @@ class RowSet:
             yield from self.chosen.chunks()
             return
         for start in range(0, len(self), _CHUNK):
-            yield self.snapshot.ids_at(np.arange(start, min(start + _CHUNK, len(self))))
+            stop = min(start + _CHUNK, len(self))
+            yield self.snapshot.ids_at(np.arange(start, stop, dtype=np.uint64))
 
     @cached_property
     def digest(self) -> str:
@@ -88,19 +89,15 @@ class RowSet:
 
     def filter(self, test: Callable[[U64, slice], npt.NDArray[np.bool_]]) -> RowSet:
         """Return the rows for which a test of (row ids, their ranks) is true, chunk by chunk."""
-        kept = 0
-
-        def parts() -> Iterator[U64]:
-            nonlocal kept
-            start = 0
-            for ids in self.chunks():
-                inside = ids[test(ids, slice(start, start + len(ids)))]
-                kept += len(inside)
-                start += len(ids)
-                yield inside
-
-        bits = Bitmap.of(self.snapshot.next_row_id, parts())
-        return self if kept == len(self) else RowSet(self.snapshot, bits)
+        bits, rows = Bitmap.of(self.snapshot.next_row_id, ()), 0
+        for ids in self.chunks():
+            mask = test(ids, slice(rows, rows + len(ids)))
+            rows += len(ids)
+            if int(ids[-1] - ids[0]) == len(ids) - 1:
+                bits.add_run(int(ids[0]), mask)
+            else:
+                bits.add(ids[mask])
+        return self if len(bits) == len(self) else RowSet(self.snapshot, bits)
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> RowSet:
         """Return the rows at which a mask over the ranks is set."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coresets.hard_batches import HardBatchSettings, batch_losses
-from ..coresets.loss_search import LossRows
+from ..coresets.loss_rows import LossRows
 from ..dataplane.dataset import Dataset
 from ..dataplane.errors import SelectionError, examples
 from ..dataplane.parameters import parameters
@@ -94,24 +94,24 @@ class HardBatchReduce(LossInput, HardBatchSettings, ReduceStage):
         for plan in plans:
             if len(plan):
                 rows = self._losses(job, plan)
-                mean, known = batch_losses(plan, rows.losses, rows.scored_mask)
+                mean, known = batch_losses(plan, rows.losses, rows.scored)
                 means.append(mean)
                 whole.append(known)
         return self.hardest(np.concatenate(means), np.concatenate(whole))
 
     def _hard_rows(self, job: JobContext, plan: BatchPlan) -> BatchPlan:
         rows = self._losses(job, plan)
-        return keep_rows(plan, self.hard_rows(plan, rows.losses, rows.scored_mask))
+        return keep_rows(plan, self.hard_rows(plan, rows.losses, rows.scored))
 
     def _losses(self, job: JobContext, plan: BatchPlan) -> LossRows:
-        rows = job.losses[self.losses_key].at(plan.rows)
-        bad = np.isinf(rows.losses)
-        if self.nonfinite == "fail" and bad.any():
+        losses = job.losses[self.losses_key]
+        bad = losses.bad(plan.rows) if self.nonfinite == "fail" else plan.rows[:0]
+        if len(bad):
             raise SelectionError(
-                f"Rows have a loss that is NaN or infinite, such as {examples(rows.ids[bad])}. "
+                f"Rows have a loss that is NaN or infinite, such as {examples(bad)}. "
                 "Find out why, or let such rows take part always with nonfinite=keep."
             )
-        return rows
+        return losses.at(plan.rows)
 
 
 def _counted(report: dict[str, float], reduce: Reduce) -> Reduce:

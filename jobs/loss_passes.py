@@ -7,19 +7,20 @@ counts are integers, so tasks, their order and the workers change nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..coresets.loss_rows import F32, LossRows
 from ..coresets.loss_search import Choice as RowChoice
-from ..coresets.loss_search import LossRows
-from ..coresets.loss_selector import LossSelector, count_in_parts
+from ..coresets.loss_selector import PART_ROWS, LossSelector
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.compiled import compiled_kernels
-from ..dataplane.row_column import CHUNK_ROWS
+from ..dataplane.errors import DatasetChangedError
 from .context import JobContext
-from .losses import Losses
+from .losses import Losses, finite_rows
 from .quantiles import Packed
 from .signal_reading import id_runs, run_tasks
 from .stages import PlanState
@@ -101,30 +102,41 @@ def _pieces(losses: Losses) -> Iterator[Piece]:
             start = until
 
 
-def count_rows(task: CountTask, wanted: Any, rows_file: str | None) -> Packed:
-    """Count a task's rows for a pass, or those of them in a file of bits; runs on workers."""
+def count_rows(task: CountTask, wanted: Any, clean: bool, rows_file: str | None) -> Packed:
+    """Count a task's rows for a pass, or those of them in a file of bits; runs on workers.
+
+    `clean`: no loss is infinite.
+    """
     compiled_kernels(task.rows)  # loaded here where they pay, they count small pieces too
     chosen = None if rows_file is None else Bitmap(np.load(rows_file, mmap_mode="r"))
     counts = np.zeros(wanted.shape, np.int64)
     for piece in task.pieces:
-        for start in range(piece.start, piece.stop, CHUNK_ROWS):
-            rows = _rows(piece, start, min(start + CHUNK_ROWS, piece.stop), chosen)
-            if len(rows):
-                count_in_parts(wanted, rows, counts)
+        for start, losses in _losses(piece):
+            ids = np.arange(start, start + len(losses), dtype=np.uint64)
+            if chosen is not None:
+                inside = chosen.inside(start, start + len(losses))
+                ids, losses = ids[inside], losses[inside]
+            if len(ids):
+                rows = LossRows(ids, losses) if clean else finite_rows(ids, losses)
+                wanted.count(rows, into=counts)
     return Packed.pack(counts)
 
 
-def _rows(piece: Piece, start: int, stop: int, chosen: Bitmap | None) -> LossRows:
-    ids = np.arange(start, stop, dtype=np.uint64)
-    if piece.file is None:
-        losses = np.full(len(ids), np.nan, np.float32)
-    else:
-        place = 4 * (piece.first + start - piece.start)
-        losses = np.fromfile(piece.file, np.float32, len(ids), offset=place)
-    if chosen is not None:
-        inside = chosen.inside(start, stop)
-        ids, losses = ids[inside], losses[inside]
-    return LossRows(ids, losses, np.isfinite(losses))
+def _losses(piece: Piece) -> Iterator[tuple[int, F32]]:
+    """Yield the losses of a piece's rows part by part: the first row id, and an array used again.
+
+    They are NaN where there is no file of them.
+    """
+    losses = np.full(PART_ROWS, np.nan, np.float32)
+    with ExitStack() as stack:
+        file = None if piece.file is None else stack.enter_context(open(piece.file, "rb", 0))
+        if file is not None:
+            file.seek(4 * piece.first)
+        for start in range(piece.start, piece.stop, PART_ROWS):
+            part = losses[: piece.stop - start]
+            if file is not None and file.readinto(part.data) != part.nbytes:
+                raise DatasetChangedError(f"{piece.file} ends early; run the job again.")
+            yield start, part
 
 
 def search_rows(
@@ -136,12 +148,14 @@ def search_rows(
     rows_file = None
     if state.rows.chosen is not None and search.next is not None:
         rows_file = str(job.save(state.rows.chosen.words))
-    number = 0
+    number, clean = 0, not losses.nonfinite
     while search.next is not None:
         number += 1
         counts = np.zeros(search.next.shape, np.int64)
         with job.progress.step(f"epoch {epoch}: counting, pass {number}", len(state.rows)) as bar:
-            for position, packed in run_tasks(job, count_rows, tasks, search.next, rows_file):
+            for position, packed in run_tasks(
+                job, count_rows, tasks, search.next, clean, rows_file
+            ):
                 counts += packed.unpack()
                 bar.advance(tasks[position].rows)
         search.narrow(counts)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ..coresets.loss_search import LossRows, NonFinite
+from ..coresets.loss_rows import LossRows, sum_of
+from ..coresets.loss_search import NonFinite
 from ..coresets.loss_selector import LossSelector, keeps_in_parts
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.dataset import Dataset
@@ -174,10 +175,10 @@ class _Measured:
         self._sum = 0.0
 
     def add(self, rows: LossRows, inside: npt.NDArray[np.bool_]) -> None:
-        found = rows.losses[inside & rows.scored_mask]
         self._rows += int(np.count_nonzero(inside))
-        self._scored += len(found)
-        self._sum += float(found.sum(dtype="f8"))
+        count, total = sum_of(rows.losses, inside)
+        self._scored += count
+        self._sum += total
 
     @property
     def report(self) -> dict[str, Any]:

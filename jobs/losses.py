@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..coresets.loss_search import F32, LossRows, NonFinite
+from ..coresets.loss_rows import F32, LossRows
+from ..coresets.loss_search import NonFinite
 from ..dataplane.canonical import digest, file_sha256
 from ..dataplane.errors import SelectionError, examples
 from ..dataplane.row_column import RowColumn
@@ -26,6 +27,7 @@ from .spec import JobSpec
 __all__ = [
     "Losses",
     "Signal",
+    "finite_rows",
     "open_signal",
     "signals_digest",
 ]
@@ -102,20 +104,31 @@ class Losses:
 
     def of(self, ids: U64) -> LossRows:
         """Return the losses of some rows, ascending; those between them are read, too."""
-        if self.column is None:
-            return LossRows(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), bool))
-        ranks = self.snapshot.positions(ids)
-        if not len(ranks):
-            return LossRows(ids, np.zeros(0, np.float32))
-        first, stop = int(ranks[0]), int(ranks[-1]) + 1
-        found = self.column[first:stop]
-        return _loss_rows(ids, found if stop - first == len(ids) else found[ranks - first])
+        return self._rows(ids, self._ascending(ids))
 
     def at(self, ids: U64) -> LossRows:
         """Return the losses of some rows, in any order."""
+        return self._rows(ids, self._anywhere(ids))
+
+    def bad(self, ids: U64) -> U64:
+        """Return those of some rows, in any order, whose loss is NaN or infinite."""
+        return ids[np.isinf(self._anywhere(ids))] if self.nonfinite else ids[:0]
+
+    def _ascending(self, ids: U64) -> F32:
+        if self.column is None or not len(ids):
+            return np.full(len(ids), np.nan, np.float32)
+        first, last = self.snapshot.positions(ids[[0, -1]]).tolist()
+        found: F32 = self.column[first : last + 1]
+        return found if len(found) == len(ids) else found[self.snapshot.positions(ids) - first]
+
+    def _anywhere(self, ids: U64) -> F32:
         if self.column is None:
-            return self.of(ids)
-        return _loss_rows(ids, self.column.at(self.snapshot.positions(ids)))
+            return self._ascending(ids)
+        found: F32 = self.column.at(self.snapshot.positions(ids))
+        return found
+
+    def _rows(self, ids: U64, found: F32) -> LossRows:
+        return finite_rows(ids, found) if self.nonfinite else LossRows(ids, found)
 
     def check(self, rows: RowSet, policy: NonFinite) -> None:
         """Raise `SelectionError` where a loss is NaN or infinite, and that is not allowed."""
@@ -123,7 +136,7 @@ class Losses:
             return
         count, first = 0, np.zeros(0, np.uint64)
         for ids in rows.chunks():
-            bad = ids[np.isinf(self.of(ids).losses)]
+            bad = ids[np.isinf(self._ascending(ids))]
             count += len(bad)
             first = np.concatenate([first, bad])[:6]
         if count:
@@ -134,8 +147,9 @@ class Losses:
             )
 
 
-def _loss_rows(ids: U64, found: F32) -> LossRows:
-    return LossRows(ids, found, np.isfinite(found))
+def finite_rows(ids: U64, found: F32) -> LossRows:
+    """Return rows whose losses may be infinite, which counts as never scored."""
+    return LossRows.of(ids, found, np.isfinite(found))
 
 
 def signals_digest(digests: Mapping[str, str | None]) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..coresets.loss_search import F32
+from ..coresets.loss_rows import F32
 from ..dataplane.columns import as_numpy
 from ..dataplane.errors import SelectionError
 from ..dataplane.latest import latest_of
@@ -293,18 +293,25 @@ def column_losses(job: JobContext, column: str) -> Losses:
     )
     scored = nonfinite = 0
     for part in found.chunks():
-        scored += int(np.isfinite(part).sum())
-        nonfinite += int(np.isinf(part).sum())
+        finite = int(np.count_nonzero(np.isfinite(part)))
+        scored += finite
+        if finite < len(part):
+            nonfinite += int(np.count_nonzero(np.isinf(part)))
     return Losses(snapshot, found, scored, nonfinite)
 
 
 def loss_values(batch: pa.RecordBatch, ids: Any, column: str) -> F32:
     """Return a column as losses; a row function."""
     array = batch.column(column)
-    out = np.full(batch.num_rows, np.nan, np.float32)
     values = as_numpy(array.drop_null() if array.null_count else array, column)
     if values.ndim != 1 or values.dtype.kind != "f":
         raise SelectionError(f"Column '{column}' is {array.type}: losses are floats, one a row.")
     values = values.astype(np.float32, copy=False)
-    out[as_numpy(array.is_valid())] = np.where(np.isfinite(values), values, np.float32(np.inf))
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = np.where(finite, values, np.float32(np.inf))
+    if not array.null_count:
+        return values
+    out = np.full(batch.num_rows, np.nan, np.float32)
+    out[as_numpy(array.is_valid())] = values
     return out

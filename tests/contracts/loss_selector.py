@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batchloom.coresets.loss_search import LossRows, LossSearch
+from batchloom.coresets.loss_rows import LossRows
+from batchloom.coresets.loss_search import LossSearch
 from batchloom.dataplane.errors import SelectionError
 from batchloom.dataplane.plan import Selection
 
@@ -40,7 +41,7 @@ def in_parts(search: LossSearch, parts: list[LossRows]) -> tuple[Any, Any, Any]:
         kept = choice.keeps(part)
         ids.append(part.ids[kept])
         if choice.weighted:
-            rest = LossRows(part.ids[kept], part.losses[kept], part.scored_mask[kept])
+            rest = LossRows(part.ids[kept], part.losses[kept])
             weights.append(choice.weights(rest))
     order = np.argsort(np.concatenate(ids))
     all_weights = np.concatenate(weights)[order] if weights else None
@@ -69,7 +70,7 @@ class LossSelectorContract:
         whole = self.make().plan(losses, epoch=self.PRUNED, scored=scored, ids=ids)
         mixed = np.random.default_rng(parts).permutation(N)
         cut = np.array_split(mixed, parts)
-        rows = [LossRows(ids[p], losses[p], scored[p]) for p in cut]
+        rows = [LossRows.of(ids[p], losses[p], scored[p]) for p in cut]
         found, weights, report = in_parts(self.make().search(self.PRUNED, N), rows)
         assert found.tolist() == ids[whole.rows.astype(np.int64)].tolist()
         assert report == whole.report

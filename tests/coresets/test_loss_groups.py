@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from batchloom.coresets.loss_groups import groups_1d
-from batchloom.coresets.loss_histogram import LossBins, LossHistogram
-from batchloom.dataplane.errors import DatasetChangedError, SelectionError
+from batchloom.coresets.loss_histogram import LossBins, LossHistogram, RangePass
+from batchloom.dataplane.errors import SelectionError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
@@ -88,7 +88,7 @@ def test_sums_are_exact(values: Any) -> None:
 def test_parts_add_up(values: Any, parts: int, random: Any) -> None:
     cut = np.array_split(values, parts)
     random.shuffle(cut)
-    first = LossBins.first_pass()
+    first = RangePass()
     bins = LossBins.of_counts(sum(first.count(p) for p in cut))
     counts = sum(bins.count(p) for p in cut)
     assert counts.tobytes() == LossHistogram.of(values).counts.tobytes()
@@ -144,7 +144,18 @@ def test_no_losses() -> None:
         LossHistogram.of(np.zeros(0, np.float32))
 
 
-def test_losses_that_change_between_the_passes() -> None:
-    bins = LossBins.of_counts(LossBins.first_pass().count(np.ones(5, np.float32)))
-    with pytest.raises(DatasetChangedError, match="changed between two passes"):
-        LossHistogram(bins, bins.count(np.ones(4, np.float32)))
+@given(losses, st.integers(1, 5))
+def test_limits_are_those_of_the_labels(values: Any, k: int) -> None:
+    found = groups_1d(LossHistogram.of(values), k)
+    labels = found.label(values)
+    for start in range(len(found)):
+        for stop in range(start + 1, len(found) + 1):
+            low, high = found.limits(start, stop)
+            inside = (labels >= start) & (labels < stop)
+            assert ((values >= low) & (values < high)).tolist() == inside.tolist()
+
+
+def test_ends_of_losses_leave_out_rows_without() -> None:
+    losses = np.array([np.nan, 2.0, 0.5, np.nan], np.float32)
+    some = RangePass().count(losses) + RangePass().count(np.full(3, np.nan, np.float32))
+    assert LossBins.of_counts(some) == LossBins.of_counts(RangePass().count(losses[1:3]))

@@ -76,3 +76,13 @@ def test_setting_bits_twice_changes_nothing() -> None:
     for _ in range(2):
         set_bits(words, np.array([3, 3, 250], np.uint64))
     assert count_bits(words) == 2
+
+
+@given(st.integers(0, 200), st.lists(st.booleans(), max_size=300))
+def test_a_run_sets_what_its_ids_do(first: int, mask: list[bool]) -> None:
+    inside = np.array(mask, bool)
+    ids = np.arange(first, first + len(inside), dtype=np.uint64)
+    runs, single = Bitmap.of(600, [np.array([3, 77], np.uint64)]), Bitmap.of(600, ())
+    runs.add_run(first, inside)
+    single.add(np.concatenate([np.array([3, 77], np.uint64), ids[inside]]))
+    assert runs.words.tobytes() == single.words.tobytes()
