@@ -78,7 +78,10 @@ def bind(location: Location, snapshot: Snapshot) -> Snapshot:
     """Bind a store to a dataset: make it, extend it, or see that it is the same."""
     held = snapshot_of(location)
     if held is None:
-        strangers = [n for n, _ in location.entries() if not n.startswith((".", "snapshot-"))]
+        names = [name for name, _ in location.entries()]
+        if HEADER in names:
+            return bind(location, snapshot)  # another writer has just made it
+        strangers = [n for n in names if not n.startswith((".", "snapshot-"))]
         if strangers:
             raise SignalError(
                 f"{location} holds other files and no signals, such as '{strangers[0]}'; choose "

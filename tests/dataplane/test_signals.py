@@ -21,6 +21,7 @@ import torch
 from batchloom.dataplane import (
     SignalStore,
     open_dataset,
+    signal_binding,
     signal_compaction,
     signal_parts,
     signal_writer,
@@ -620,3 +621,24 @@ def test_bound_to_a_dataset_that_was_opened(awkward_data: Any, tmp_path: Path) -
     with SignalStore.for_writing(tmp_path / "s", dataset) as store:
         store.append([0], epoch=0, step=0, loss=[1.0])
     assert SignalStore.open(tmp_path / "s").snapshot == dataset.snapshot
+
+
+def test_writers_that_make_the_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sees no store, and by the time that it lists the folder another has made it."""
+    looked = []
+
+    def too_early(location: Any) -> Snapshot | None:
+        found = real(location)
+        if not looked:
+            looked.append(found)
+            writing(location.path).close()
+        return found
+
+    real = signal_binding.snapshot_of
+    monkeypatch.setattr(signal_binding, "snapshot_of", too_early)
+    with writing(tmp_path / "s") as store:
+        store.append([1], epoch=0, step=0, loss=[0.5])
+    assert looked == [None]
+    assert latest(SignalStore.open(tmp_path / "s")) == {1: 0.5}
