@@ -68,7 +68,9 @@ class Observations:
 
     def reordered(self, order: I64) -> Observations:
         """Return all of them in another order; a column of one value stays as it is."""
-        return Observations(*(c if _is_one_value(c) else c[order] for c in self.columns))
+        return Observations(
+            *(c if _is_one_value(c) else np.take(c, order, axis=0) for c in self.columns)
+        )
 
     @classmethod
     def zeros(cls, n: int = 0, width: int = 0) -> Observations:
@@ -136,9 +138,11 @@ def stable_order(rows: npt.NDArray[np.uint64]) -> I64:
     bits = max(1, int(len(rows) - 1).bit_length())
     if not len(rows) or int(rows.max()) >> (64 - bits):
         return np.argsort(rows, kind="stable")
-    packed = (rows << np.uint64(bits)) | np.arange(len(rows), dtype=np.uint64)
+    packed = rows << np.uint64(bits)
+    packed |= np.arange(len(rows), dtype=np.uint64)
     packed.sort()
-    return (packed & np.uint64((1 << bits) - 1)).view(np.int64)
+    packed &= np.uint64((1 << bits) - 1)
+    return packed.view(np.int64)
 
 
 def mean_by_row(observed: Observations) -> tuple[npt.NDArray[np.uint64], F32]:
@@ -153,7 +157,9 @@ def mean_by_row(observed: Observations) -> tuple[npt.NDArray[np.uint64], F32]:
 
 
 def _is_one_value(values: npt.NDArray[Any]) -> bool:
-    return values.ndim == 1 and bool((values == values[:1]).all())
+    if values.ndim != 1 or (len(values) and values[0] != values[-1]):
+        return False
+    return bool((values == values[:1]).all())
 
 
 def _repeats(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

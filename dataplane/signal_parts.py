@@ -101,15 +101,32 @@ def part_bytes(
         ],
         metadata={"batchloom": text},
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as file:
-        for block in blocks:
-            arrays = [as_arrow(c.reshape(-1)) for c in block.columns]
-            if width:
-                arrays[-1] = pa.FixedSizeListArray.from_arrays(arrays[-1], width)
-            file.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    batches = []
+    for block in blocks:
+        arrays = [as_arrow(c.reshape(-1)) for c in block.columns]
+        if width:
+            arrays[-1] = pa.FixedSizeListArray.from_arrays(arrays[-1], width)
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
     sha256 = hashlib.sha256(text).hexdigest()
-    return PartName(kind, attempt, writer, sequence, sha256), sink.getvalue()
+    return PartName(kind, attempt, writer, sequence, sha256), _file_bytes(schema, batches)
+
+
+def _file_bytes(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Buffer:
+    """Return record batches as an Arrow IPC file.
+
+    It is sized first, by a writer that stores nothing: a buffer that grows is copied as it does.
+    """
+    size = pa.MockOutputStream()
+    _write(size, schema, batches)
+    data = pa.allocate_buffer(size.size())
+    _write(pa.FixedSizeBufferWriter(data), schema, batches)
+    return data
+
+
+def _write(sink: Any, schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> None:
+    with pa.ipc.new_file(sink, schema) as file:
+        for batch in batches:
+            file.write_batch(batch)
 
 
 def index_text(blocks: Sequence[Observations]) -> bytes | None:

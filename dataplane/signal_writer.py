@@ -36,7 +36,7 @@ _QUEUE = 4  # parts that may wait to be written
 _log = logging.getLogger("batchloom")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Copy:
     """A copy of an array or tensor, on its way to the host.
 
@@ -79,7 +79,7 @@ class _Copy:
         return cls(shape, fetch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Item:
     """One call of `append`, for one signal."""
 
