@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 
 from ..dataplane.errors import ParameterError, UnifiedAccessUnavailable
@@ -36,8 +35,8 @@ from .host_memory import HostTable
 from .loops import loops_for
 from .registration import register_host_memory
 from .request import Request, new_status, no_such_row
-from .row_gather import copy_from
 from .row_table import RowTable, word_bytes, words_of
+from .sharing import share, worth_sharing
 from .tiling import tile
 from .transfer import gpu_path, resolve_device
 
@@ -181,14 +180,22 @@ class Cpu(Backend):
 
 def gather_on_cpu(table: RowTable, ids: torch.Tensor, out: torch.Tensor) -> None:
     """Copy rows into a contiguous CPU tensor; raise `RowIndexError` where one does not exist."""
-    array = ids.numpy()
-    source, loops = np.empty(len(array), np.uint64), loops_for(len(array))
-    bad = loops.point_in_table(
-        array, table.rows, np.uint64(table.address), np.uint64(table.stride), source
-    )
+    # Addresses, not arrays: a small batch feels each object that is made for it.
+    if ids.dtype != torch.int64:
+        ids = ids.to(torch.int64)
+    count, first, target, size = ids.shape[0], ids.data_ptr(), out.data_ptr(), table.row_bytes
+    at, stride, loops = table.address, table.stride, loops_for(count)
+    shared = worth_sharing(count, size)
+    if shared:
+        bad = loops.first_outside(first, count, table.rows)
+    else:
+        bad = loops.row_taker(size)(first, count, table.rows, at, stride, target)
     if bad >= 0:
-        raise no_such_row(int(array[bad]), bad, table.rows)
-    copy_from(source, table.row_bytes, out.data_ptr(), None, loops)
+        raise no_such_row(int(ids[bad]), bad, table.rows)
+    if shared:
+        copy = loops.row_copier(size)
+        # A helper that is late keeps what it reads and writes.
+        share(lambda turns: copy(ids.data_ptr(), at, stride, out.data_ptr(), turns), count, size)
 
 
 def alias_of(table: RowTable, word: int, device: torch.device) -> torch.Tensor:

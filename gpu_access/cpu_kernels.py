@@ -1,6 +1,6 @@
 """Compiled loops of the CPU gather: rows found by id, copied between addresses with prefetch.
 
-Addresses are uint64. Nothing here checks its input but `locate` and `point_in_table`, one of which
+Addresses are uint64. Nothing here checks its input but `locate` and `first_outside`, one of which
 comes first: what they let through lies in a chunk, or in the table.
 """
 
@@ -9,10 +9,21 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
+
+from .memory_kernels import (
+    add_to,
+    byte_at,
+    copy_bytes,
+    int32_at,
+    int64_at,
+    move_4,
+    move_8,
+    move_16,
+    move_32,
+    move_64,
+    prefetch,
+)
 
 _LINE = 64  # bytes of a cache line
 _AHEAD = 32  # rows that are asked for before they are copied
@@ -22,101 +33,14 @@ _UNROLLED = 1024  # bytes of a row up to which a width has a loop of its own
 _LONG = 8192  # bytes from which the C library copies better
 _ONE = np.uint64(1)
 _U3, _U4, _U7, _U8, _U16, _U32 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32))
-_U64, _U128, _U192, _U256 = (np.uint64(n) for n in (64, 128, 192, 256))
-
-
-@intrinsic
-def _prefetch(typingctx, address):
-    """Ask for the cache line at an address, into the second-level cache.
-
-    It waits for many more lines at the same time than the first level does, which is what counts
-    where rows come from memory: the copy is a quarter faster for it.
-    """
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        where = builder.inttoptr(args[0], byte)
-        read, level, data = (ir.Constant(flag, v) for v in (0, 2, 1))
-        builder.call(function, [where, read, level, data])
-        return context.get_dummy_value()
-
-    return types.void(types.uint64), codegen
-
-
-@intrinsic
-def _copy(typingctx, target, source, size):
-    """Copy bytes between addresses (memcpy)."""
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        to, at = (builder.inttoptr(a, byte) for a in args[:2])
-        cgutils.raw_memcpy(builder, to, at, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, types.uint64), codegen
-
-
-def _mover(width):
-    """Make what copies `width` bytes between addresses in one load and one store."""
-
-    @intrinsic
-    def move(typingctx, target, source):
-        def codegen(context, builder, signature, args):
-            kind = ir.VectorType(ir.IntType(8), width)
-            to, at = (builder.inttoptr(a, kind.as_pointer()) for a in args)
-            value = builder.load(at)
-            value.align = 1
-            builder.store(value, to).align = 1
-            return context.get_dummy_value()
-
-        return types.void(types.uint64, types.uint64), codegen
-
-    return move
-
-
-_move_4, _move_8, _move_16, _move_32, _move_64 = (_mover(width) for width in (4, 8, 16, 32, 64))
-
-
-@intrinsic
-def _add_to(typingctx, array, place, value):
-    """Add to a number of an int64 array, as one step for all threads; return what it was."""
-
-    def codegen(context, builder, signature, args):
-        numbers = context.make_array(signature.args[0])(context, builder, args[0])
-        where = builder.gep(numbers.data, [args[1]])
-        return builder.atomic_rmw("add", where, args[2], "acq_rel")
-
-    return types.int64(array, types.int64, types.int64), codegen
+_U64, _U128 = np.uint64(64), np.uint64(128)
 
 
 @njit(cache=True, inline="always")
 def _take_turn(turns):
     """Return the rows (start, stop) that are next to be copied; none where start is not less."""
-    start = _add_to(turns, 0, turns[2])
+    start = add_to(turns, 0, turns[2])
     return start, min(start + turns[2], turns[1])
-
-
-def _value_at(bits):
-    """Make what reads an integer of so many bits at an address."""
-    kind = {8: types.uint8, 32: types.int32, 64: types.int64}[bits]
-
-    @intrinsic
-    def read(typingctx, address):
-        def codegen(context, builder, signature, args):
-            where = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            value = builder.load(where)
-            value.align = 1
-            return value
-
-        return kind(types.uint64), codegen
-
-    return read
-
-
-_byte_at, _int32_at, _int64_at = _value_at(8), _value_at(32), _value_at(64)
 
 
 @njit(cache=True, nogil=True)
@@ -155,7 +79,7 @@ def locate(ids, first, rows, guess, shift, chunk, offset):
 def _ask_for(address, size):
     stop = address + min(size, np.uint64(_NEAR))
     while address < stop:
-        _prefetch(address)
+        prefetch(address)
         address += np.uint64(_LINE)
 
 
@@ -164,24 +88,24 @@ def _copy_run(target, source, size):
     """Copy a run of bytes, the last piece of it from its end: no call, no loop over bytes."""
     if size >= _U32:
         if size > np.uint64(_LONG):
-            _copy(target, source, size)
+            copy_bytes(target, source, size)
             return
         at = np.uint64(0)
         while at + _U32 <= size:
-            _move_32(target + at, source + at)
+            move_32(target + at, source + at)
             at += _U32
-        _move_32(target + size - _U32, source + size - _U32)
+        move_32(target + size - _U32, source + size - _U32)
     elif size >= _U16:
-        _move_16(target, source)
-        _move_16(target + size - _U16, source + size - _U16)
+        move_16(target, source)
+        move_16(target + size - _U16, source + size - _U16)
     elif size >= _U8:
-        _move_8(target, source)
-        _move_8(target + size - _U8, source + size - _U8)
+        move_8(target, source)
+        move_8(target + size - _U8, source + size - _U8)
     elif size >= _U4:
-        _move_4(target, source)
-        _move_4(target + size - _U4, source + size - _U4)
+        move_4(target, source)
+        move_4(target + size - _U4, source + size - _U4)
     else:
-        _copy(target, source, size)
+        copy_bytes(target, source, size)
 
 
 @njit(cache=True, nogil=True)
@@ -198,98 +122,156 @@ def point_at(chunk, offset, addresses, row_bytes, source):
 
 
 @njit(cache=True, nogil=True)
-def point_in_table(ids, rows, address, stride, source):
-    """Fill in the address of each row of a table; return the place of the first id of none, or −1.
+def first_outside(ids, count, rows):
+    """Return the place of the first id that is no row of a table, or −1.
 
-    `ids` are int32 or int64.
+    `ids` is the address of `count` int64.
     """
-    for i in range(ids.size):
-        row = ids[i]
-        if row < 0 or row >= rows:
-            return i
-        source[i] = address + np.uint64(row) * stride
+    first, limit, wrong = np.uint64(ids), np.uint64(rows), False
+    for i in range(np.uint64(count)):
+        wrong |= np.uint64(int64_at(first + i * _U8)) >= limit
+    if wrong:
+        for i in range(np.uint64(count)):
+            if np.uint64(int64_at(first + i * _U8)) >= limit:
+                return np.int64(i)
     return -1
+
+
+@njit(cache=True, inline="always")
+def _row_at(ids, place, address, stride):
+    """Return the address of a row, by the place of its id."""
+    return address + np.uint64(int64_at(ids + np.uint64(place) * _U8)) * stride
 
 
 @njit(cache=True, inline="always")
 def _step(target, source, then):
     """Copy a line, and ask for one that is copied later."""
-    _prefetch(then)
-    _move_64(target, source)
+    prefetch(then)
+    move_64(target, source)
 
 
 @njit(cache=True, nogil=True)
-def copy_rows(source, row_bytes, out, turns):
-    """Copy rows of a request from their addresses to ``out + i · row_bytes``, turn by turn.
+def copy_rows(ids, address, stride, row_bytes, out, turns):
+    """Copy rows at ``address + id · stride`` to ``out + i · row_bytes``, turn by turn.
 
-    `turns` is that of `sharing`.
+    `ids` is the address of int64 or uint64; `turns` is that of `sharing`.
     """
     start, stop = _take_turn(turns)
     while start < stop:
-        _copy_rows(source, row_bytes, out, start, stop)
-        _add_to(turns, 3, stop - start)
+        _copy_rows(
+            np.uint64(ids), np.uint64(address), np.uint64(stride), np.uint64(row_bytes),
+            np.uint64(out), start, stop,
+        )  # fmt: skip
+        add_to(turns, 3, stop - start)
         start, stop = _take_turn(turns)
 
 
 @njit(cache=True, nogil=True)
-def _copy_rows(source, row_bytes, out, start, stop):
-    size = np.uint64(row_bytes)
+def _copy_rows(ids, address, stride, size, out, start, stop):
     for i in range(start, min(start + _AHEAD, stop)):
-        _ask_for(source[i], size)
-    target = out + np.uint64(start) * size
+        _ask_for(_row_at(ids, i, address, stride), size)
+    target, last = out + np.uint64(start) * size, stop - 1
     if size < _U64 or size > np.uint64(_LONG):
         for i in range(start, stop):
-            _ask_for(source[min(i + _AHEAD, stop - 1)], size)
-            _copy_run(target, source[i], size)
+            _ask_for(_row_at(ids, min(i + _AHEAD, last), address, stride), size)
+            _copy_run(target, _row_at(ids, i, address, stride), size)
             target += size
         return
     even, rest = size & ~(_U64 - _ONE), size & (_U64 - _ONE)
     for i in range(start, stop):
-        then, row = source[min(i + _AHEAD, stop - 1)], source[i]
-        _prefetch(source[min(i + _FAR, stop - 1)])
+        row = _row_at(ids, i, address, stride)
+        then = _row_at(ids, min(i + _AHEAD, last), address, stride)
+        prefetch(_row_at(ids, min(i + _FAR, last), address, stride))
         at = np.uint64(0)  # line by line: the requests for a later row go between the copies
-        while at + _U256 <= even:
+        while at + _U128 <= even:
+            next_ = at + _U64
             _step(target + at, row + at, then + at)
-            _step(target + at + _U64, row + at + _U64, then + at + _U64)
-            _step(target + at + _U128, row + at + _U128, then + at + _U128)
-            _step(target + at + _U192, row + at + _U192, then + at + _U192)
-            at += _U256
-        while at < even:
+            _step(target + next_, row + next_, then + next_)
+            at += _U128
+        if at < even:
             _step(target + at, row + at, then + at)
-            at += _U64
         if rest:
-            _prefetch(then + size - _ONE)
-            _move_64(target + size - _U64, row + size - _U64)
+            prefetch(then + size - _ONE)
+            move_64(target + size - _U64, row + size - _U64)
         target += size
+
+
+@njit(cache=True, inline="always")
+def _copy_lines(ids, address, stride, row_bytes, out, start, stop):
+    """Do as `_copy_rows` for a width that the caller knows as it is compiled: it is unrolled."""
+    first, base, step = np.uint64(ids), np.uint64(address), np.uint64(stride)
+    target, last = np.uint64(out) + np.uint64(start * row_bytes), stop - 1
+    for i in range(start, stop):
+        row = _row_at(first, i, base, step)
+        then = _row_at(first, min(i + _AHEAD, last), base, step)
+        prefetch(_row_at(first, min(i + _FAR, last), base, step))
+        for line in range(0, row_bytes, _LINE):
+            at = np.uint64(line)
+            _step(target + at, row + at, then + at)
+        target += np.uint64(row_bytes)
 
 
 def _copier(row_bytes):
     """Make `copy_rows` for one width, a multiple of a line: a tenth faster, as it is unrolled."""
 
     @njit(cache=True, nogil=True)
-    def copy(source, out, turns):
+    def copy(ids, address, stride, out, turns):
         start, stop = _take_turn(turns)
         while start < stop:
-            target = out + np.uint64(start * row_bytes)
-            for i in range(start, stop):
-                then, row = source[min(i + _AHEAD, stop - 1)], source[i]
-                _prefetch(source[min(i + _FAR, stop - 1)])
-                for at in range(0, row_bytes, _LINE):
-                    step = np.uint64(at)
-                    _step(target + step, row + step, then + step)
-                target += np.uint64(row_bytes)
-            _add_to(turns, 3, stop - start)
+            _copy_lines(ids, address, stride, row_bytes, out, start, stop)
+            add_to(turns, 3, stop - start)
             start, stop = _take_turn(turns)
 
     return copy
 
 
+def _taker(row_bytes):
+    """Make `take_rows` for one width, a multiple of a line."""
+
+    @njit(cache=True, nogil=True)
+    def take(ids, count, rows, address, stride, out):
+        bad = first_outside(ids, count, rows)
+        if bad < 0:
+            _copy_lines(ids, address, stride, row_bytes, out, 0, count)
+        return bad
+
+    return take
+
+
+@njit(cache=True, nogil=True)
+def take_rows(ids, count, rows, address, stride, row_bytes, out):
+    """Copy rows of a table on one thread, unless an id is none; return as `first_outside`."""
+    bad = first_outside(ids, count, rows)
+    if bad < 0:
+        _copy_rows(
+            np.uint64(ids), np.uint64(address), np.uint64(stride), np.uint64(row_bytes),
+            np.uint64(out), 0, count,
+        )  # fmt: skip
+    return bad
+
+
+def _unrolled(row_bytes):
+    return row_bytes % _LINE == 0 and 0 < row_bytes <= _UNROLLED
+
+
 @functools.cache
 def row_copier(row_bytes):
-    """Return (source, out, turns) → None, which copies rows of a width."""
-    if row_bytes % _LINE == 0 and 0 < row_bytes <= _UNROLLED:
+    """Return (ids, address, stride, out, turns) → None, which copies rows of a width."""
+    if _unrolled(row_bytes):
         return _copier(row_bytes)
-    return lambda source, out, turns: copy_rows(source, row_bytes, out, turns)
+    return lambda ids, address, stride, out, turns: copy_rows(
+        ids, address, stride, row_bytes, out, turns
+    )
+
+
+@functools.cache
+def row_taker(row_bytes):
+    """Return (ids, count, rows, address, stride, out) → int: `take_rows` of a width."""
+    if _unrolled(row_bytes):
+        return _taker(row_bytes)
+    return lambda ids, count, rows, address, stride, out: take_rows(
+        ids, count, rows, address, stride, row_bytes, out
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -299,7 +281,7 @@ def copy_bits(chunk, offset, addresses, bits, width, out, start, stop):
         c = chunk[i]
         bit = np.uint64(bits[c] + offset[i] * width)
         for j in range(width):
-            byte = _byte_at(addresses[c] + (bit >> _U3))
+            byte = byte_at(addresses[c] + (bit >> _U3))
             out[i * width + j] = (byte >> (bit & _U7)) & 1
             bit += np.uint64(1)
 
@@ -313,7 +295,7 @@ def first_null(chunk, offset, addresses, start, width):
             continue
         bit = np.uint64(start[c] + offset[i] * width)
         for _ in range(width):
-            if not (_byte_at(addresses[c] + (bit >> _U3)) >> (bit & _U7)) & 1:
+            if not (byte_at(addresses[c] + (bit >> _U3)) >> (bit & _U7)) & 1:
                 return i
             bit += np.uint64(1)
     return -1
@@ -332,7 +314,7 @@ def take_bits(chunk, first, count, addresses, start, width, out):
         for _ in range(entries):
             one = np.uint8(1)
             if addresses[c] != 0:
-                one = (_byte_at(addresses[c] + (bit >> _U3)) >> (bit & _U7)) & 1
+                one = (byte_at(addresses[c] + (bit >> _U3)) >> (bit & _U7)) & 1
             nulls += 1 - one
             out[at >> 3] |= np.uint8(one << (at & 7))
             bit += _ONE
@@ -351,13 +333,13 @@ def read_offsets(chunk, offset, offsets, wide, items, begin, ends):
     n, size = chunk.size, np.uint64(8 if wide else 4)
     for i in range(n):
         ahead = min(i + _AHEAD, n - 1)
-        _prefetch(offsets[chunk[ahead]] + np.uint64(offset[ahead]) * size)
+        prefetch(offsets[chunk[ahead]] + np.uint64(offset[ahead]) * size)
         c = chunk[i]
         at = offsets[c] + np.uint64(offset[i]) * size
         if wide:
-            low, high = _int64_at(at), _int64_at(at + size)
+            low, high = int64_at(at), int64_at(at + size)
         else:
-            low, high = np.int64(_int32_at(at)), np.int64(_int32_at(at + size))
+            low, high = np.int64(int32_at(at)), np.int64(int32_at(at + size))
         if low < 0 or high < low or high > items[c]:
             return i
         begin[i] = low
@@ -382,7 +364,7 @@ def copy_runs(chunk, begin, ends, addresses, item_bytes, out, turns):
                 addresses[chunk[i]] + np.uint64(begin[i]) * size,
                 np.uint64(ends[i + 1] - ends[i]) * size,
             )
-        _add_to(turns, 3, stop - start)
+        add_to(turns, 3, stop - start)
         start, stop = _take_turn(turns)
 
 

@@ -18,11 +18,12 @@ __all__ = [
     "copy_bits",
     "copy_runs",
     "first_null",
+    "first_outside",
     "locate",
     "point_at",
-    "point_in_table",
     "read_offsets",
     "row_copier",
+    "row_taker",
     "take_bits",
 ]
 
@@ -49,27 +50,43 @@ def point_at(chunk: I64, offset: I64, addresses: U64, row_bytes: int, source: U6
     source[:] = addresses[chunk] + offset.view(np.uint64) * np.uint64(row_bytes)
 
 
-def point_in_table(ids: I64, rows: int, address: Any, stride: Any, source: U64) -> int:
-    """Fill in the address of each row of a table; return the place of the first id of none, or −1.
+def first_outside(ids: int, count: int, rows: int) -> int:
+    """Return the place of the first id that is no row of a table, or −1.
 
-    `ids` are int32 or int64.
+    `ids` is the address of `count` int64.
     """
-    outside = (ids < 0) | (ids >= rows)
-    if outside.any():
-        return int(np.argmax(outside))
-    source[:] = address + ids.astype(np.uint64) * stride
-    return -1
+    outside = _integers(ids, count).view(np.uint64) >= rows  # what is below 0 is large, too
+    return int(np.argmax(outside)) if outside.any() else -1
 
 
-def row_copier(row_bytes: int) -> Callable[[U64, Any, I64], None]:
-    """Return (source, out, turns) → None, which copies rows of a width."""
+def row_copier(row_bytes: int) -> Callable[[int, int, int, int, I64], None]:
+    """Return (ids, address, stride, out, turns) → None, which copies rows of a width.
 
-    def copy(source: U64, out: Any, turns: I64) -> None:
+    Rows are at ``address + id · stride``; `ids` is the address of int64 or uint64.
+    """
+
+    def copy(ids: int, address: int, stride: int, out: int, turns: I64) -> None:
         for start, stop in _turns(turns):
-            rows = b"".join([ctypes.string_at(a, row_bytes) for a in source[start:stop].tolist()])
-            ctypes.memmove(int(out) + start * row_bytes, rows, len(rows))
+            asked = _integers(ids + 8 * start, stop - start).tolist()
+            rows = b"".join([ctypes.string_at(address + i * stride, row_bytes) for i in asked])
+            ctypes.memmove(out + start * row_bytes, rows, len(rows))
 
     return copy
+
+
+def row_taker(row_bytes: int) -> Callable[[int, int, int, int, int, int], int]:
+    """Return (ids, count, rows, address, stride, out) → int.
+
+    It copies rows of a table on one thread, unless an id is none; it returns as `first_outside`.
+    """
+
+    def take(ids: int, count: int, rows: int, address: int, stride: int, out: int) -> int:
+        bad = first_outside(ids, count, rows)
+        if bad < 0:
+            row_copier(row_bytes)(ids, address, stride, out, np.array([0, count, count, 0]))
+        return bad
+
+    return take
 
 
 def copy_bits(
@@ -142,6 +159,11 @@ def _turns(turns: I64) -> Iterator[tuple[int, int]]:
         turns[0] += turns[2]
         yield start, stop
         turns[3] += stop - start
+
+
+def _integers(address: int, count: int) -> I64:
+    """Return a copy of int64 in memory."""
+    return np.frombuffer(ctypes.string_at(address, 8 * count), np.int64)
 
 
 def _bits(address: Any, first: Any, count: Any) -> U8:

@@ -107,5 +107,11 @@ def addresses_of(found: Found, addresses: U64, row_bytes: int) -> U64:
 
 def copy_from(source: U64, row_bytes: int, target: int, threads: int | None, loops: Any) -> None:
     """Copy rows from their addresses to one address, side by side."""
-    copy, out = loops.row_copier(row_bytes), np.uint64(target)
-    share(lambda turns: copy(source, out, turns), len(source), row_bytes, threads)
+    copy = loops.row_copier(row_bytes)
+    # A helper that is late keeps what it reads.
+    share(
+        lambda turns: copy(source.ctypes.data, 0, 1, target, turns),
+        len(source),
+        row_bytes,
+        threads,
+    )

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..dataplane.cores import usable_cores
 from ..dataplane.errors import ParameterError
 
-__all__ = ["Turns", "gather_threads", "share"]
+__all__ = ["Turns", "gather_threads", "share", "worth_sharing"]
 
 Turns: TypeAlias = npt.NDArray[np.int64]
 
@@ -49,6 +49,11 @@ def gather_threads(given: int | None = None) -> int:
     return given
 
 
+def worth_sharing(rows: int, row_bytes: float) -> bool:
+    """Return whether a copy is so large that threads may share it."""
+    return rows * row_bytes > _ALONE
+
+
 def share(
     work: Callable[[Turns], None], rows: int, row_bytes: float, threads: int | None = None
 ) -> None:
@@ -56,7 +61,7 @@ def share(
 
     By default they are as many as `gather_threads` says.
     """
-    if rows * row_bytes > _ALONE:
+    if worth_sharing(rows, row_bytes):
         threads = threads or gather_threads()
         if threads > 1:
             _share(work, rows, max(1, int(_PIECE // max(1, row_bytes))), threads)

@@ -43,7 +43,8 @@ class GatherStats:
         self.rows += rows
         name = f"bytes_{path}"
         setattr(self, name, getattr(self, name, 0) + nbytes)
-        self.line_requests += round(lines)
+        if lines:
+            self.line_requests += round(lines)
 
     @property
     def hit_rate(self) -> float:

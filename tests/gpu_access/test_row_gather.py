@@ -181,7 +181,7 @@ def test_kernels_take_each_turn_once(width):
     copy = cpu_kernels.row_copier(width)
     for _ in range(20):
         out, turns = np.zeros((1000, width), np.uint8), np.array([0, 1000, 1, 0])
-        work = (source, np.uint64(out.ctypes.data), turns)
+        work = (source.ctypes.data, 0, 1, out.ctypes.data, turns)
         other = threading.Thread(target=copy, args=work)
         other.start()
         copy(*work)
