@@ -16,6 +16,11 @@ from the same losses and seed. Rows are drawn by keys: no global random state is
 ⌊(r+1)n/W⌋ of a step of n. Each rank updates the rows that it has trained on; they are exchanged
 once, when the next epoch is set, and when a state is taken: both are collectives.
 
+**Cost.** A step draws a slice of an array; `weights` and `update` are one to three tensor
+operations each, on the tensors' device. What was updated is checked and written into the losses
+once, when the next epoch is set or a state is taken. Methods with weights hold them by row, too:
+4 bytes a row.
+
 **State.** The losses so far and what was selected in this epoch: 4 bytes and 2 bits a row. It is
 the same on every rank, and any number of ranks may load it, at any step.
 """
@@ -23,7 +28,7 @@ the same on every rank, and any number of ranks may load it, at any step.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +64,12 @@ class IndexedDataset(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         return index, self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        """Return a batch's items, by the dataset's own ``__getitems__`` where it has one."""
+        many = getattr(self.dataset, "__getitems__", None)
+        items = [self.dataset[i] for i in indices] if many is None else many(indices)
+        return list(zip(indices, items, strict=True))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -128,7 +139,11 @@ class LossSampler(Sampler[list[int]]):
         self._losses = np.zeros(rows, np.float32)
         self._scored = np.zeros(rows, bool)
         self._updates: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._updates_before = 0  # of this epoch, exchanged already
         self._chosen: Chosen | None = None
+        self._order: Permutation | None = None
+        self._order_of = (0, 0)
+        self._weight_of_row: torch.Tensor | None = None
         self._next = 0
         self._loaded = False
         self._pads: set[int] = set()
@@ -144,16 +159,24 @@ class LossSampler(Sampler[list[int]]):
         rows, size = len(chosen.rows), self.batch_size
         return rows // size if self._drop_last else -(-rows // size)
 
-    def _rows_of(self, chosen: Chosen, first: int) -> Iterator[I64]:
-        """Yield the rows of each step, from one on."""
+    def _rows_of(self, chosen: Chosen, first: int) -> Iterator[tuple[I64, I64]]:
+        """Yield (rows, rows of each step) of many steps at a time, from one step on."""
         n, size, steps = len(chosen.rows), self.batch_size, self._steps(chosen)
-        order = Permutation(n, seed=self._seed, epoch=chosen.epoch)
+        order = self._permutation(n, chosen.epoch)
         at_once = max(1, _CHUNK_ROWS // size)
         for start in range(first, steps, at_once):
             stop = min(start + at_once, steps)
             rows = chosen.rows.select(order[start * size : min(stop * size, n)]).view(np.int64)
-            for k in range(stop - start):
-                yield rows[k * size : (k + 1) * size]
+            sizes = np.full(stop - start, size)
+            sizes[-1] = len(rows) - size * (len(sizes) - 1)
+            yield rows, sizes
+
+    def _permutation(self, n: int, epoch: int) -> Permutation:
+        """Return the order of an epoch; the last one is kept, since a small one is a sort."""
+        if self._order is None or self._order_of != (n, epoch):
+            self._order = Permutation(n, seed=self._seed, epoch=epoch)
+            self._order_of = n, epoch
+        return self._order
 
     # --- the training loop ------------------------------------------------------------------------
 
@@ -185,7 +208,7 @@ class LossSampler(Sampler[list[int]]):
         self._exchange()
         self._chosen = self._choose(epoch, self._losses, self._scored)
         self._next, self._loaded, self._run = 0, False, None
-        self._pads = set()
+        self._pads, self._updates_before, self._weight_of_row = set(), 0, None
 
     def _planned(self) -> Chosen:
         if self._chosen is None:
@@ -208,27 +231,37 @@ class LossSampler(Sampler[list[int]]):
         return self._indices(chosen, first, run)
 
     def _indices(self, chosen: Chosen, first: int, run: object) -> Iterator[list[int]]:
-        world = self._ranks
-        for step, rows in enumerate(self._rows_of(chosen, first), start=first):
-            mine: list[int] = (rows if world.world_size == 1 else self._share(step, rows)).tolist()
-            if run is self._run:
-                self._next, self._loaded = step + 1, False
-            yield mine
+        step = first
+        for rows, sizes in self._rows_of(chosen, first):
+            fit = self._steps_that_fit(sizes)
+            for start, stop, pad in self._shares(sizes)[:fit]:
+                mine: list[int] = rows[start:stop].tolist()  # now: new ints are in the cache
+                if pad:
+                    self._pads.update(mine)
+                step += 1
+                if run is self._run:
+                    self._next, self._loaded = step, False
+                yield mine
+            if fit < len(sizes):
+                raise WorldSizeError(
+                    f"Step {step} of epoch {chosen.epoch} has {sizes[fit]} rows, which "
+                    f"{self._ranks.world_size} ranks cannot share; use drop_last=True or "
+                    "on_uneven='pad'."
+                )
 
-    def _share(self, step: int, rows: I64) -> I64:
-        """Return this rank's rows of a step."""
+    def _steps_that_fit(self, sizes: I64) -> int:
+        """Return how many steps come before the first one that the ranks cannot share."""
+        small = np.flatnonzero(sizes < self._ranks.world_size)
+        return int(small[0]) if len(small) and self._ranks.on_uneven == "error" else len(sizes)
+
+    def _shares(self, sizes: I64) -> list[tuple[int, int, bool]]:
+        """Return where this rank's rows of each step start, stop, and whether they are copies."""
         world = self._ranks
-        one, size = np.array([0, 1]), np.array([len(rows)])
-        share = share_steps("sliceable", size, one, world.rank, world.world_size)
-        mine = rows[int(share.start[0]) : int(share.stop[0])]
-        if len(rows) < world.world_size and world.on_uneven == "error":
-            raise WorldSizeError(
-                f"Step {step} of epoch {self._planned().epoch} has {len(rows)} rows, which "
-                f"{world.world_size} ranks cannot share; use drop_last=True or on_uneven='pad'."
-            )
-        if share.pad[0]:
-            self._pads.update(mine.tolist())
-        return mine
+        each = np.arange(len(sizes) + 1)
+        share = share_steps("sliceable", sizes, each, world.rank, world.world_size)
+        before = np.cumsum(sizes) - sizes
+        starts, stops = (before + share.start).tolist(), (before + share.stop).tolist()
+        return list(zip(starts, stops, share.pad.tolist(), strict=True))
 
     def weights(self, rows: Any) -> torch.Tensor:
         """Return the weights of rows of this epoch, as this rank trains on them.
@@ -240,17 +273,28 @@ class LossSampler(Sampler[list[int]]):
         Returns
         -------
         float32 tensor, shape (n,), on the device of `rows`
+            NaN where the epoch has weights and does not train on the row.
         """
-        chosen, given = self._planned(), torch.as_tensor(rows)
+        chosen = self._planned()
+        given = rows if torch.is_tensor(rows) else torch.as_tensor(rows)
         if chosen.weights is None and not self._pads:
-            return torch.ones(len(given), dtype=torch.float32, device=given.device)
-        ids = given.cpu().numpy().astype(np.uint64)
-        found = np.ones(len(ids), np.float32)
-        if chosen.weights is not None:
-            found = chosen.weights[chosen.rows.ranks(ids)]
+            return torch.ones_like(given, dtype=torch.float32)
+        ids = given.to("cpu", torch.int64)
+        if chosen.weights is None:
+            found = torch.ones(len(ids))
+        else:
+            found = self._by_row(chosen.rows, chosen.weights)[ids]
         if self._pads:
-            found = np.where(np.isin(ids, list(self._pads)), np.float32(0), found)
-        return torch.from_numpy(found).to(given.device)
+            found[torch.from_numpy(np.isin(ids.numpy(), list(self._pads)))] = 0
+        return found.to(given.device)
+
+    def _by_row(self, rows: Bitmap, weights: F32) -> torch.Tensor:
+        """Return the weights of an epoch by row."""
+        if self._weight_of_row is None:
+            by_row = np.full(self.rows, np.nan, np.float32)
+            by_row[rows.ids().view(np.int64)] = weights
+            self._weight_of_row = torch.from_numpy(by_row)
+        return self._weight_of_row
 
     def update(self, rows: Any, losses: Any) -> None:
         """Take the losses of rows that this rank has trained on; the last one of a row counts.
@@ -266,34 +310,43 @@ class LossSampler(Sampler[list[int]]):
         SelectionError
             Where shapes differ: a loss that was reduced has none.
         """
-        taken = torch.as_tensor(losses).detach().to(torch.float32, copy=True)
-        ids = torch.as_tensor(rows).detach().to(torch.int64, copy=True)
-        if taken.shape != ids.shape or ids.ndim != 1:
+        given = rows if torch.is_tensor(rows) else torch.as_tensor(rows)
+        told = losses if torch.is_tensor(losses) else torch.as_tensor(losses)
+        if told.shape != given.shape or given.ndim != 1:
             raise SelectionError(
-                f"'losses': expected shape {tuple(ids.shape)}, got {tuple(taken.shape)}; give one "
+                f"'losses': expected shape {tuple(given.shape)}, got {tuple(told.shape)}; give one "
                 "loss a row: use reduction='none'."
             )
-        self._updates.append((ids, taken))
+        # Copies, and nothing else: the rest is done once for all steps, in `_exchange`.
+        self._updates.append((given.clone(), told.detach().clone()))
 
     def _exchange(self) -> None:
         """Write what all ranks were told since the last time into the losses."""
-        rows, losses = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        if self._updates:
-            rows = torch.cat([r.cpu() for r, _ in self._updates]).numpy()
-            losses = torch.cat([v.cpu() for _, v in self._updates]).numpy()
+        rows = _joined([r for r, _ in self._updates], torch.int64)
+        losses = _joined([v for _, v in self._updates], torch.float32)
         if self._pads and on_several_ranks():  # the rank that the row is of has its loss, too
             real = ~np.isin(rows, list(self._pads))
             rows, losses = rows[real], losses[real]
         rows, losses = gather_pairs(rows, losses)
         bad = (rows < 0) | (rows >= self.rows)
         if bad.any():
+            row = int(rows[bad][0])
             raise RowIdError(
-                f"A loss of row {int(rows[bad][0])} was given; the sampler was made for "
+                f"A loss of row {row} was given{self._update_of(row)}; the sampler was made for "
                 f"{self.rows:,} rows, 0 to {self.rows - 1}."
             )
+        self._updates_before += len(self._updates)
         self._updates = []
         self._losses[rows] = losses
         self._scored[rows] = True
+
+    def _update_of(self, row: int) -> str:
+        """Return which update a row was in, as an error says it."""
+        for number, (rows, _) in enumerate(self._updates, start=self._updates_before):
+            if (rows == row).any():
+                epoch = "" if self._chosen is None else f" of epoch {self._chosen.epoch}"
+                return f" in update {number}{epoch}"
+        return " on another rank"
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -353,4 +406,14 @@ class LossSampler(Sampler[list[int]]):
         self._scored = np.unpackbits(state["scored"].numpy(), count=self.rows).view(bool)
         self._chosen = Chosen(int(state["epoch"]), Bitmap(words), weights, state["report"])
         self._next, self._loaded = int(state["next_step"]), True
-        self._updates, self._pads, self._run = [], set(), None
+        self._updates, self._updates_before = [], self._next
+        self._pads, self._weight_of_row, self._run = set(), None, None
+
+
+def _joined(parts: list[torch.Tensor], dtype: torch.dtype) -> npt.NDArray[Any]:
+    """Return what steps gave, one after the other, whatever types and devices they used."""
+    if len({(part.dtype, part.device) for part in parts}) > 1:
+        parts = [part.to("cpu", dtype) for part in parts]
+    whole = torch.cat(parts) if parts else torch.zeros(0)
+    joined: npt.NDArray[Any] = whole.to("cpu", dtype).numpy()
+    return joined

@@ -20,7 +20,7 @@ from ..coresets.random_share import RandomShare
 from ..coresets.seta import SeTa
 from ..dataplane.bitmap import Bitmap
 from ..dataplane.plan import BatchPlan, Selection
-from ..dataplane.random import Permutation, checked_seed
+from ..dataplane.random import checked_seed
 from .loss_sampler import Chosen, LossSampler
 from .ranks import OnUneven
 
@@ -168,7 +168,7 @@ class HardBatchSampler(LossSampler):
     def _choose(self, epoch: int, losses: F32, scored: Mask) -> Chosen:
         size = self.batch_size
         used = self.rows // size * size if self._drop_last else self.rows
-        order = Permutation(self.rows, seed=self._seed, epoch=epoch)[:used]
+        order = self._permutation(self.rows, epoch)[:used]
         plan = BatchPlan.cut(order, size)
         at = order.view(np.int64)
         reduced = self.method.reduce(plan, losses[at], epoch, scored=scored[at])
@@ -193,18 +193,17 @@ class HardBatchSampler(LossSampler):
 
     def _chunks(self, chosen: Chosen, first: int) -> Iterator[tuple[int, I64, Mask]]:
         """Yield (position, rows, which are trained on) of the shuffle, whole batches at a time."""
-        order = Permutation(self.rows, seed=self._seed, epoch=chosen.epoch)
+        order = self._permutation(self.rows, chosen.epoch)
         step = max(1, (1 << 20) // self.batch_size) * self.batch_size
         for start in range(first * self.batch_size, self.rows, step):
             rows = order[start : start + step]
             yield start, rows.view(np.int64), chosen.rows.contains(rows)
 
-    def _rows_of(self, chosen: Chosen, first: int) -> Iterator[I64]:
-        batches, size = self._batches(chosen), self.batch_size
+    def _rows_of(self, chosen: Chosen, first: int) -> Iterator[tuple[I64, I64]]:
+        batches = self._batches(chosen)
         if first >= len(batches):
             return
         for _, rows, inside in self._chunks(chosen, int(batches[first])):
-            for at in range(0, len(rows), size):
-                kept = rows[at : at + size][inside[at : at + size]]
-                if len(kept):
-                    yield kept
+            starts = np.arange(0, len(rows), self.batch_size)
+            sizes = np.add.reduceat(inside, starts, dtype=np.int64)
+            yield rows[inside], sizes[sizes > 0]

@@ -300,9 +300,54 @@ def test_bad_losses() -> None:
     with pytest.raises(SelectionError, match="1 row has a loss that is NaN or infinite: 5"):
         sampler.set_epoch(1)
     sampler = MAKERS["seta"]()
-    sampler.update([N], [0.5])
-    with pytest.raises(RowIdError, match="loss of row 150 .* made for 150 rows"):
+    sampler.set_epoch(0)
+    sampler.update([3], [0.5])
+    sampler.state_dict()
+    sampler.update([4], [0.5])
+    sampler.update([5, N], [0.5, 0.5])
+    with pytest.raises(RowIdError, match="row 150 was given in update 2 of epoch 0; .* 150 rows"):
         sampler.set_epoch(1)
+    sampler.load_state_dict(MAKERS["seta"]().state_after(6))
+    sampler.update([-1], [0.5])
+    with pytest.raises(RowIdError, match="row -1 was given in update 7 of epoch 0;"):
+        sampler.state_dict()
+
+
+def test_losses_of_several_types() -> None:
+    sampler = MAKERS["seta"]()
+    sampler.update(np.array([2, 1], np.int32), np.array([0.25, 0.5]))
+    sampler.update([1], torch.tensor([0.75], dtype=torch.float16))
+    sampler.update([], [])
+    sampler.update(torch.tensor([3]), torch.ones(1))
+    assert sampler.state_dict()["losses"][:5].tolist() == [0, 0.75, 0.25, 1, 0]
+
+
+def test_weights_are_of_the_rows_of_the_epoch() -> None:
+    sampler = MAKERS["infobatch"]()
+    train([sampler], 0)
+    sampler.set_epoch(1)
+    weights = sampler.weights(np.arange(N))
+    trained = sorted(row for rows in sampler for row in rows)
+    assert weights.isnan().logical_not().nonzero().flatten().tolist() == trained
+    assert weights.nansum() == pytest.approx(N)
+    weights[:] = 0  # a copy
+    assert sampler.weights(trained).min() >= 1
+
+
+class _Squares:
+    """A dataset that reads whole batches."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return [i * i for i in indices]
+
+
+def test_a_batch_is_read_at_once_where_the_dataset_can() -> None:
+    for data in (_Squares(), torch.arange(N) ** 2):
+        rows, x = next(iter(DataLoader(IndexedDataset(data), batch_sampler=MAKERS["seta"]())))
+        assert x.tolist() == (rows**2).tolist()
 
 
 # --- ranks ----------------------------------------------------------------------------------------
