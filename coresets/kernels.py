@@ -65,7 +65,8 @@ def best_cuts(weights, sums, squares, k):
 
     ``weights``, ``sums`` and ``squares`` are prefix sums, from 0, of the bins' rows, of rows · mean
     and of rows · mean². Row c of the answer holds, at j, where the last of c + 1 clusters of the
-    bins 0…j−1 begins. Row by row by divide and conquer: the best cut never moves left as j grows.
+    bins 0…j−1 begins; of the last row only the end of all bins is filled in, which nothing follows.
+    Row by row by divide and conquer: the best cut never moves left as j grows.
     """
     bins = weights.size - 1
     cuts = np.zeros((k, bins + 1), np.int32)
@@ -75,7 +76,7 @@ def best_cuts(weights, sums, squares, k):
     stack = np.empty((64, 4), np.int64)
     for c in range(1, k):
         cost = np.full(bins + 1, np.inf)
-        stack[0] = (c + 1, bins, c, bins - 1)
+        stack[0] = (bins if c == k - 1 else c + 1, bins, c, bins - 1)
         height = 1
         while height:
             height -= 1

@@ -279,6 +279,21 @@ def choice_bound(n: int, row_keys: Callable[[], Iterable[U64]]) -> np.uint64:
 # --- permutation ----------------------------------------------------------------------------------
 
 
+def _sorted_places(row_keys: U64) -> U64:
+    """Return a stable argsort of keys.
+
+    Sorting numbers is ten times as fast as sorting their places: so where 16 bits hold a place, it
+    takes those of its key, unless two keys differ in nothing else.
+    """
+    low = np.uint64(0xFFFF)
+    if len(row_keys) <= 1 << 16:
+        both = (row_keys & ~low) | np.arange(len(row_keys), dtype=np.uint64)
+        both.sort()
+        if ((both[1:] ^ both[:-1]) > low).all():
+            return both & low
+    return np.argsort(row_keys, kind="stable").astype(np.uint64)
+
+
 class Permutation:
     """π over n positions: a pure function of (n, seed, stream, epoch), of no memory for large n.
 
@@ -295,8 +310,7 @@ class Permutation:
         base = base_key(seed, stream, epoch)
         self._sorted: U64 | None = None
         if n < SMALL_PERMUTATION:
-            order = np.argsort(_keys_from(base, np.arange(n, dtype=np.uint64)), kind="stable")
-            self._sorted = order.astype(np.uint64)
+            self._sorted = _sorted_places(_keys_from(base, np.arange(n, dtype=np.uint64)))
         self._a = max(1, math.isqrt(max(n - 1, 0)) + 1)  # ceil(sqrt(n)), n ≥ 1
         self._b = max(1, -(-n // self._a))
         self._round_keys = _keys_from(_mix(base ^ _FEISTEL), np.arange(8, dtype=np.uint64))

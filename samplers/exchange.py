@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-__all__ = ["gather_pairs", "gather_rows", "on_several_ranks", "rank_sizes"]
+__all__ = ["gather_pairs", "gather_rows", "joined", "on_several_ranks", "rank_sizes"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -22,6 +22,15 @@ F32 = npt.NDArray[np.float32]
 def on_several_ranks() -> bool:
     """Whether torch.distributed runs, with more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def joined(parts: list[torch.Tensor], dtype: torch.dtype) -> npt.NDArray[Any]:
+    """Return what steps gave, one after the other, whatever types and devices they used."""
+    if len({(part.dtype, part.device) for part in parts}) > 1:
+        parts = [part.to("cpu", dtype) for part in parts]
+    whole = torch.cat(parts) if parts else torch.zeros(0)
+    joined: npt.NDArray[Any] = whole.to("cpu", dtype).numpy()
+    return joined
 
 
 def gather_pairs(rows: I64, losses: F32) -> tuple[I64, F32]:

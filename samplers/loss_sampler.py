@@ -42,7 +42,7 @@ from ..dataplane.checks import require_int
 from ..dataplane.errors import RowIdError, SelectionError, WorldSizeError
 from ..dataplane.parameters import resolved
 from ..dataplane.random import Permutation
-from .exchange import gather_pairs, on_several_ranks
+from .exchange import gather_pairs, joined, on_several_ranks
 from .ranks import OnUneven, resolve_ranks, share_steps
 from .state import check_settings
 
@@ -319,15 +319,24 @@ class LossSampler(Sampler[list[int]]):
             )
         # Copies, and nothing else: the rest is done once for all steps, in `_exchange`.
         self._updates.append((given.clone(), told.detach().clone()))
+        if len(self._updates) == 1:  # what is wrong from the start shows at the start
+            self._check_rows(joined([given], torch.int64))
 
     def _exchange(self) -> None:
         """Write what all ranks were told since the last time into the losses."""
-        rows = _joined([r for r, _ in self._updates], torch.int64)
-        losses = _joined([v for _, v in self._updates], torch.float32)
+        rows = joined([r for r, _ in self._updates], torch.int64)
+        losses = joined([v for _, v in self._updates], torch.float32)
         if self._pads and on_several_ranks():  # the rank that the row is of has its loss, too
             real = ~np.isin(rows, list(self._pads))
             rows, losses = rows[real], losses[real]
         rows, losses = gather_pairs(rows, losses)
+        self._check_rows(rows)
+        self._updates_before += len(self._updates)
+        self._updates = []
+        self._losses[rows] = losses
+        self._scored[rows] = True
+
+    def _check_rows(self, rows: I64) -> None:
         bad = (rows < 0) | (rows >= self.rows)
         if bad.any():
             row = int(rows[bad][0])
@@ -335,10 +344,6 @@ class LossSampler(Sampler[list[int]]):
                 f"A loss of row {row} was given{self._update_of(row)}; the sampler was made for "
                 f"{self.rows:,} rows, 0 to {self.rows - 1}."
             )
-        self._updates_before += len(self._updates)
-        self._updates = []
-        self._losses[rows] = losses
-        self._scored[rows] = True
 
     def _update_of(self, row: int) -> str:
         """Return which update a row was in, as an error says it."""
@@ -408,12 +413,3 @@ class LossSampler(Sampler[list[int]]):
         self._next, self._loaded = int(state["next_step"]), True
         self._updates, self._updates_before = [], self._next
         self._pads, self._weight_of_row, self._run = set(), None, None
-
-
-def _joined(parts: list[torch.Tensor], dtype: torch.dtype) -> npt.NDArray[Any]:
-    """Return what steps gave, one after the other, whatever types and devices they used."""
-    if len({(part.dtype, part.device) for part in parts}) > 1:
-        parts = [part.to("cpu", dtype) for part in parts]
-    whole = torch.cat(parts) if parts else torch.zeros(0)
-    joined: npt.NDArray[Any] = whole.to("cpu", dtype).numpy()
-    return joined

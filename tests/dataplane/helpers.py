@@ -167,5 +167,6 @@ def use_form(patch: pytest.MonkeyPatch, form: str) -> None:
     """Use the ``numpy`` or the ``numba`` form of all loops, whatever the size of their input."""
     patch.setenv("BATCHLOOM_NUMBA", str(int(form == "numba")))
     patch.setattr(compiled, "_COMPILED_FROM", 0)
-    patch.setattr(compiled, "_COMPILED_ONCE_LOADED", 0)
+    for state in ("_COMPILED_ONCE_LOADED", "_COMPILED_WITH_NUMBA"):  # whatever ran before
+        patch.setattr(compiled, state, 0)
     assert (compiled.compiled_kernels(1) is not None) == (form == "numba")

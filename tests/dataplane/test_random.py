@@ -103,7 +103,8 @@ def test_numba_and_numpy_give_the_same_bits(size: int, monkeypatch: pytest.Monke
     order = Permutation(10**9 + 7, seed=5, epoch=2)
     places = ids % np.uint64(order.n)
     monkeypatch.delenv("BATCHLOOM_NUMBA", raising=False)
-    monkeypatch.setattr(compiled, "_COMPILED_ONCE_LOADED", 200_000)
+    for state in ("_COMPILED_ONCE_LOADED", "_COMPILED_WITH_NUMBA"):  # whatever ran before
+        monkeypatch.setattr(compiled, state, 200_000)
     assert (compiled.compiled_kernels(size) is not None) == (size >= 200_000)
     with_numba = keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)
     monkeypatch.setenv("BATCHLOOM_NUMBA", "0")
@@ -286,6 +287,15 @@ def test_every_small_compiled_permutation_is_one(monkeypatch: pytest.MonkeyPatch
         seen = np.zeros(n, dtype=bool)
         seen[Permutation(n, seed=n % 7, epoch=n % 3)[:]] = True
         assert seen.all(), n
+
+
+@pytest.mark.parametrize("bits", [64, 20, 8, 1])
+def test_places_are_sorted_as_a_stable_argsort_sorts_them(bits: int) -> None:
+    drawn = np.random.default_rng(bits).integers(0, 1 << 64, 3_000, np.uint64)
+    some = drawn >> np.uint64(64 - bits) << np.uint64(64 - bits)  # many are equal
+    for found in (some, some[:1], some[:0], np.tile(drawn, 30)):
+        expected = np.argsort(found, kind="stable")
+        assert subject._sorted_places(found).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("n", [65_535, 65_536, 65_537])

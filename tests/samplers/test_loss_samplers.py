@@ -308,9 +308,8 @@ def test_bad_losses() -> None:
     with pytest.raises(RowIdError, match="row 150 was given in update 2 of epoch 0; .* 150 rows"):
         sampler.set_epoch(1)
     sampler.load_state_dict(MAKERS["seta"]().state_after(6))
-    sampler.update([-1], [0.5])
     with pytest.raises(RowIdError, match="row -1 was given in update 7 of epoch 0;"):
-        sampler.state_dict()
+        sampler.update([-1], [0.5])
 
 
 def test_losses_of_several_types() -> None:
