@@ -1,8 +1,9 @@
 """Few parts of a signal instead of many: each of a range of rows, one observation a key.
 
 The new parts are named ``compact-…`` and count for nothing until ``compacted-<sha256>.json`` is
-there, which lists them and the parts that they stand for. Then these are removed; a process that
-dies in between leaves files that no reader looks at, and the next compaction clears away.
+there, which lists them and all parts that they stand for, of earlier compactions too: so it stays
+known which parts were written. Then these are removed; a process that dies in between leaves files
+that no reader looks at, and the next compaction clears away.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .observations import Observations, winners
 from .signal_parts import PartName, SignalPart, part_bytes
 from .storage import Location
 
-__all__ = ["compact", "live_parts", "put_part"]
+__all__ = ["compact", "live_parts", "put_part", "written_parts"]
 
 RANGE_OBSERVATIONS = 1 << 20
 
@@ -42,6 +43,14 @@ def live_parts(folder: Location) -> list[SignalPart]:
         if name is not None and text not in replaced and (name.kind == "part" or text in made):
             parts.append(SignalPart(folder.join(text), name))
     return parts
+
+
+def written_parts(folder: Location) -> list[PartName]:
+    """Return the names of all parts that writers have put, those that were compacted too."""
+    names = [name for name, size in folder.entries() if size is not None]
+    _, replaced = _records(folder, names)
+    found = (PartName.parse(text) for text in sorted({*names, *replaced}))
+    return [name for name in found if name is not None and name.kind == "part"]
 
 
 def _records(folder: Location, names: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -79,21 +88,35 @@ def put_part(folder: Location, name: PartName, data: pa.Buffer) -> None:
 def compact(folder: Location, signal: str, parts: Sequence[SignalPart]) -> int:
     """Rewrite parts; return how many there are now. See `SignalStore.compact`."""
     _clear(folder)
-    if len(parts) < 2:
+    if len(parts) < 2 or _are_compact(parts):
         return len(parts)
-    made = []
+    _, before = _records(folder, [name for name, _ in folder.entries()])
+    made, generation = [], _next_generation(before, parts)
     for number, (start, stop) in enumerate(_ranges(parts)):
         found = [o for part in parts for o in part.read(start, stop)]
         observed = winners(Observations.concat(found), signal) if found else Observations.zeros()
         if len(observed):
-            name, data = part_bytes(observed, writer=0, sequence=number, kind="compact")
+            name, data = part_bytes(observed, writer=generation, sequence=number, kind="compact")
             put_part(folder, name, data)
             made.append(str(name))
-    record = pretty_json({"parts": made, "replaces": sorted(str(p.name) for p in parts)})
+    replaces = sorted({*before, *(str(p.name) for p in parts)})
+    record = pretty_json({"parts": made, "replaces": replaces})
     name_ = f"compacted-{hashlib.sha256(record).hexdigest()}.json"
     create_file(folder.join(name_), record, "Compacting signals")
     _clear(folder)
     return len(made)
+
+
+def _are_compact(parts: Sequence[SignalPart]) -> bool:
+    """Return whether parts are what one compaction has made."""
+    return len({p.name.writer for p in parts}) == 1 and all(p.name.kind == "compact" for p in parts)
+
+
+def _next_generation(before: set[str], parts: Sequence[SignalPart]) -> int:
+    """Return the writer's number of new parts: names of the same content must not come again."""
+    names = [PartName.parse(name) for name in before] + [p.name for p in parts]
+    known = [n.writer for n in names if n is not None and n.kind == "compact"]
+    return max(known, default=-1) + 1
 
 
 def _ranges(parts: Sequence[SignalPart]) -> Iterator[tuple[int, int]]:

@@ -42,6 +42,7 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.dataplane.observations import Observations, stable_order, winners
 from batchloom.dataplane.snapshot import Snapshot
+from batchloom.dataplane.storage import locate
 from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
 from batchloom.tests.dataplane.store import Store
 from hypothesis import given, settings
@@ -475,6 +476,34 @@ def test_compaction_changes_nothing_but_the_files(many: Path) -> None:
     again.compact()
     assert latest(SignalStore.open(many)) == {**before, 0: -1}
     assert len(list((many / "loss").glob("compacted-*"))) == 1
+
+
+def test_compacting_what_is_compact_changes_nothing(many: Path) -> None:
+    written = signal_compaction.written_parts(locate(many / "loss"))
+    assert len(written) == 12
+    SignalStore.open(many).compact()
+    before, files = latest(SignalStore.open(many)), sorted((many / "loss").iterdir())
+    assert len(files) > 2
+    SignalStore.open(many).compact()
+    assert latest(SignalStore.open(many)) == before
+    assert sorted((many / "loss").iterdir()) == files
+    with writing(many, part_rows=1) as more:
+        more.append([0], epoch=5, step=0, loss=[-1])
+    SignalStore.open(many).compact()
+    names = signal_compaction.written_parts(locate(many / "loss"))
+    assert set(names) > set(written)  # what was written stays known
+    assert len(names) == 13
+
+
+def test_compacting_again_and_again_loses_nothing(many: Path) -> None:
+    """Most ranges have the same content each time, and their files must not have the same names."""
+    before = latest(SignalStore.open(many))
+    for step in range(8):
+        with writing(many, part_rows=1) as more:
+            more.append([59], epoch=5, step=step, loss=[step])
+        SignalStore.open(many).compact()
+        assert latest(SignalStore.open(many)) == {**before, 59: step}
+        assert len(list((many / "loss").glob("compacted-*"))) == 1
 
 
 @pytest.mark.parametrize("moment", ["before the record", "before the removal"])

@@ -149,6 +149,24 @@ def test_a_sealed_epoch_is_planned_when_the_service_starts_again(
         assert wait_ready(served.url, "first", 2) == hand_made[0][2]
 
 
+def test_signals_that_were_compacted_still_count(small: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "service", "first", small)
+    signals = tmp_path / "service" / "runs" / "first" / "signals"
+    with Served(tmp_path / "service", port=free_port()) as served:
+        run = f"{served.url}/runs/first"
+        with SignalStore.for_writing(run, open_plan(run), part_rows=100) as store:
+            assert isinstance(store, RemoteSignals)
+            for start in range(0, 1000, 100):
+                rows = np.arange(start, start + 100)
+                store.append(rows, epoch=0, step=start, loss=loss_of(rows, 0))
+                store.flush()
+            for _ in range(2):
+                SignalStore.open(signals).compact()
+                served.kill()
+                served.start()
+            assert store.seal(0)
+
+
 def test_all_ranks_of_one_attempt_seal(small: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "service", "first", small)
     with Served(tmp_path / "service") as served:
