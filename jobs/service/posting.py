@@ -43,6 +43,7 @@ from ...dataplane.observations import Observations, stable_order
 from ...dataplane.remote_wire import NAME
 from ...dataplane.rowset import RowSet
 from ...dataplane.signal_binding import bind, draw_attempt
+from ...dataplane.signal_compaction import written_parts
 from ...dataplane.signal_parts import PartName, index_text, part_bytes
 from .durable import Folder
 from .refusals import RefusedError
@@ -200,10 +201,8 @@ class Inbox:
                 self._attempts.add(int(found[1]))
 
     def _look_into(self, signal: str) -> None:
-        for text, _ in self._run.signals.join(signal).entries():
-            part = PartName.parse(text)
-            if part is not None and part.kind == "part":
-                self._held[signal, part.attempt, part.writer, part.sequence] = part.sha256
+        for part in written_parts(self._run.signals.join(signal)):
+            self._held[signal, part.attempt, part.writer, part.sequence] = part.sha256
 
     def register(self, fingerprint: str | None) -> int:
         """Return the number of a new start of the training."""
