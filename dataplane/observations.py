@@ -8,7 +8,7 @@ has an *attempt* number, and the highest attempt wins. Within one attempt a key 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import SignalConflictError
 
-__all__ = ["Observations", "mean_by_row", "stable_order", "winners"]
+__all__ = ["Observations", "counted", "mean_by_row", "position_bits", "stable_order", "winners"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -135,7 +135,7 @@ def stable_order(rows: npt.NDArray[np.uint64]) -> I64:
     As ``np.argsort(rows, kind="stable")``, by sorting numbers that hold row and position, which
     processors do several times as fast.
     """
-    bits = max(1, int(len(rows) - 1).bit_length())
+    bits = position_bits(len(rows))
     if not len(rows) or int(rows.max()) >> (64 - bits):
         return np.argsort(rows, kind="stable")
     packed = rows << np.uint64(bits)
@@ -143,6 +143,35 @@ def stable_order(rows: npt.NDArray[np.uint64]) -> I64:
     packed.sort()
     packed &= np.uint64((1 << bits) - 1)
     return packed.view(np.int64)
+
+
+def position_bits(n: int) -> int:
+    """Return how many bits a position among n takes."""
+    return max(1, (n - 1).bit_length())
+
+
+def counted(before: Observations, observed: Observations) -> Observations:
+    """Return observations with how often their step had held their row, in an earlier part too.
+
+    Parameters
+    ----------
+    before : Observations
+        Of the last step of the part before.
+    observed : Observations
+        Ascending by row, those of one row as they came.
+    """
+    place = np.searchsorted(observed.rows, before.rows)
+    known_before = observed.rows[np.minimum(place, len(observed) - 1)] == before.rows
+    if not known_before.any() and not observed.same_row().any():
+        return observed
+    known = Observations.concat([before, observed]) if len(before) else observed
+    order = np.lexsort((known.step, known.epoch, known.rows))
+    same = known.take(order).same_step()
+    place = np.arange(len(known))
+    first = np.maximum.accumulate(np.where(same, 0, place))
+    nth = np.empty(len(known), np.uint16)
+    nth[order] = place - first
+    return replace(observed, occurrence=nth[len(before) :])
 
 
 def mean_by_row(observed: Observations) -> tuple[npt.NDArray[np.uint64], F32]:

@@ -32,7 +32,7 @@ from .errors import SignalCorruptError, StorageError
 from .observations import Observations
 from .storage import Location
 
-__all__ = ["PartName", "SignalPart", "index_text", "is_torn", "part_bytes"]
+__all__ = ["PartName", "PartSpace", "SignalPart", "index_text", "is_torn", "part_bytes"]
 
 BLOCK_BYTES = 1 << 19
 _KEY_BYTES = 24  # of an observation, its value left out
@@ -72,8 +72,27 @@ class PartName:
         return cls(found[1], int(found[2]), int(found[3]), int(found[4]), found[5])
 
 
+class PartSpace:
+    """Memory that parts are laid out in, one after another."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> pa.Buffer:
+        """Return the memory of a part; the part before is overwritten."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return pa.py_buffer(self._bytes[:size])
+
+
 def part_bytes(
-    observed: Observations, *, writer: int, sequence: int, attempt: int = 0, kind: str = "part"
+    observed: Observations,
+    *,
+    writer: int,
+    sequence: int,
+    attempt: int = 0,
+    kind: str = "part",
+    space: PartSpace | None = None,
 ) -> tuple[PartName, pa.Buffer]:
     """Return the name and the bytes of a part.
 
@@ -84,6 +103,8 @@ def part_bytes(
     writer, sequence, attempt : int
         For the name.
     kind : {'part', 'compact'}
+    space : PartSpace, optional
+        Where the bytes are put; else in memory of their own.
     """
     width = observed.width
     step = _block_rows(width)
@@ -101,32 +122,35 @@ def part_bytes(
         ],
         metadata={"batchloom": text},
     )
-    batches = []
-    for block in blocks:
-        arrays = [as_arrow(c.reshape(-1)) for c in block.columns]
-        if width:
-            arrays[-1] = pa.FixedSizeListArray.from_arrays(arrays[-1], width)
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    batches = [_batch(block, schema) for block in blocks]
     sha256 = hashlib.sha256(text).hexdigest()
-    return PartName(kind, attempt, writer, sequence, sha256), _file_bytes(schema, batches)
+    data = _file_bytes(schema, batches, PartSpace() if space is None else space)
+    return PartName(kind, attempt, writer, sequence, sha256), data
 
 
-def _file_bytes(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Buffer:
+def _batch(block: Observations, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = [as_arrow(c.reshape(-1)) for c in block.columns]
+    if block.width:
+        arrays[-1] = pa.FixedSizeListArray.from_arrays(arrays[-1], block.width)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _file_bytes(schema: pa.Schema, batches: list[pa.RecordBatch], space: PartSpace) -> pa.Buffer:
     """Return record batches as an Arrow IPC file.
 
     It is sized first, by a writer that stores nothing: a buffer that grows is copied as it does.
     """
+    table = pa.Table.from_batches(batches)  # its chunks are the batches
     size = pa.MockOutputStream()
-    _write(size, schema, batches)
-    data = pa.allocate_buffer(size.size())
-    _write(pa.FixedSizeBufferWriter(data), schema, batches)
+    _write(size, table)
+    data = space.take(size.size())
+    _write(pa.FixedSizeBufferWriter(data), table)
     return data
 
 
-def _write(sink: Any, schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> None:
-    with pa.ipc.new_file(sink, schema) as file:
-        for batch in batches:
-            file.write_batch(batch)
+def _write(sink: Any, table: pa.Table) -> None:
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
 
 
 def index_text(blocks: Sequence[Observations]) -> bytes | None:

@@ -1,7 +1,9 @@
 """Writing signals while training: what is appended is collected, and a thread makes it durable.
 
-A call of `append` copies its arrays and returns. The thread writes a part when enough observations
-have come, or some seconds have gone by: sorted by row, flushed to disk, and renamed into its place.
+A call of `append` copies its arrays into columns and returns. When enough observations have come,
+or some seconds have gone by, the thread takes the columns, and others are filled meanwhile. It
+writes a part of them: sorted by row, flushed to disk, and renamed into its place. Columns that were
+written are filled again, and the thread sorts in arrays that it keeps: so memory is touched once.
 A process that is killed loses what was not in a part yet, which `unflushed` counts.
 """
 
@@ -11,22 +13,23 @@ import atexit
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import BatchloomError, RowIdError, SelectionError, SignalError, examples
-from .observations import Observations, stable_order
+from .observations import Observations, counted
 from .rowset import RowSet
+from .signal_columns import Appended, Copy, Workspace, rows_given, values_given
 from .signal_compaction import put_part
-from .signal_parts import part_bytes
-from .snapshot import as_row_ids
+from .signal_parts import PartSpace, part_bytes
 from .storage import Location
 
 __all__ = ["SignalWriter"]
@@ -36,95 +39,36 @@ _QUEUE = 4  # parts that may wait to be written
 _log = logging.getLogger("batchloom")
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """A copy of an array or tensor, on its way to the host.
+@dataclass
+class _Batch:
+    """What was appended since the last was full: the columns of each signal.
 
     Attributes
     ----------
-    shape : tuple of int
-    fetch : callable
-        Returns it as an array; waits for the device that it is on.
+    columns : dict of str to Appended
+    rows : int
+        Observations in them that are not written yet.
     """
 
-    shape: tuple[int, ...]
-    fetch: Callable[[], npt.NDArray[Any]]
+    columns: dict[str, Appended] = field(default_factory=dict)
+    rows: int = 0
 
-    @classmethod
-    def of(cls, values: Any, dtype: Any = None) -> _Copy:
-        """Copy an array or tensor, as it is now; torch is not imported for it."""
-        if hasattr(values, "detach"):
-            return cls._of_tensor(values.detach() if dtype is None else values.detach().float())
-        array = np.array(values, dtype=dtype)
-        return cls(array.shape, lambda: array)
+    def left(self) -> Iterator[tuple[str, Appended]]:
+        """Yield (signal, columns) of those that hold something."""
+        return ((name, a) for name, a in self.columns.items() if a.given)
 
-    @classmethod
-    def _of_tensor(cls, values: Any) -> _Copy:
-        shape = tuple(values.shape)
-        if values.device.type == "cpu":
-            array = np.array(values.numpy())
-            return cls(shape, lambda: array)
-        # Copied on the device, in order with what runs there; the thread waits, not the step.
-        clone, event = values.clone(), None
-        if values.is_cuda:
-            event = sys.modules["torch"].cuda.Event()
-            event.record()
-
-        def fetch() -> npt.NDArray[Any]:
-            if event is not None:
-                event.synchronize()
-            found: npt.NDArray[Any] = clone.cpu().numpy()
-            return found
-
-        return cls(shape, fetch)
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One call of `append`, for one signal."""
-
-    rows: _Copy
-    epoch: int
-    step: int
-    value: _Copy
-    pad: _Copy | None
-    occurrence: _Copy | None
-
-    @property
-    def width(self) -> int:
-        """Numbers in a value; 0 of plain numbers."""
-        return 0 if len(self.value.shape) == 1 else self.value.shape[1]
-
-
-def _observed(items: Sequence[_Item], attempt: int) -> Observations:
-    """Return what was appended to a signal, as it came."""
-    rows = [as_row_ids(i.rows.fetch()) for i in items]
-    sizes = [len(r) for r in rows]
-    found = Observations(
-        np.concatenate(rows),
-        np.repeat(np.array([i.epoch for i in items], np.uint32), sizes),
-        np.repeat(np.array([i.step for i in items], np.uint64), sizes),
-        np.zeros(sum(sizes), np.uint16),
-        np.full(sum(sizes), attempt, np.uint16),
-        np.concatenate([i.value.fetch() for i in items]),
-    )
-    kept, start = np.ones(len(found), bool), 0
-    for item, size in zip(items, sizes, strict=True):
-        here = slice(start, start + size)
-        if item.occurrence is not None:
-            found.occurrence[here] = item.occurrence.fetch()
-        if item.pad is not None:
-            kept[here] = ~item.pad.fetch().astype(bool)
-        start += size
-    return found if kept.all() else found.take(kept)
+    def clear(self, appended: Appended, most: int) -> None:
+        self.rows -= appended.given
+        appended.clear(most)
 
 
 @dataclass
 class _Stream:
     """What one signal's parts need to know of those before them."""
 
+    width: int
+    room: int = 0  # that columns which were full have
     sequence: Iterator[int] = field(default_factory=itertools.count)
-    width: int | None = None
     last: Observations = field(default_factory=Observations.zeros)  # of the last step so far
 
 
@@ -157,10 +101,15 @@ class SignalWriter:
         self._folder, self._rows = folder, rows
         self._writer, self._attempt = writer, attempt
         self._part_rows, self._seconds = part_rows, seconds
+        self._kept_rows = 2 * part_rows  # memory for more is given back
         self._changed = threading.Condition()
-        self._pending: list[tuple[str, _Item]] = []
-        self._pending_rows = 0
-        self._made: list[tuple[str, Observations]] = []  # by the thread, not written yet
+        self._filling = _Batch()
+        self._full: deque[_Batch] = deque()
+        self._free: list[_Batch] = []  # written, to be filled again
+        self._taken: _Batch | None = None  # by the thread, not written yet
+        self._made: Observations | None = None  # of the first signal that is left in it
+        self._space = Workspace()  # of the thread
+        self._part_space = PartSpace()
         self._streams: dict[str, _Stream] = {}
         self._error: BatchloomError | None = None
         self._hurry = self._closing = False
@@ -183,49 +132,74 @@ class SignalWriter:
         occurrence: Any,
     ) -> None:
         """Take observations of a step; see `SignalStore.append`."""
-        ids = _Copy.of(rows)
-        skipped = None if pad is None else _Copy.of(pad)
-        nth = None if occurrence is None else _Copy.of(occurrence)
-        if len(ids.shape) != 1:
-            raise SelectionError(f"'rows': expected shape (n,), got {ids.shape}.")
+        ids = rows_given(rows)
+        shape = ids.shape
+        skipped = None if pad is None else Copy.of(pad)
+        nth = None if occurrence is None else Copy.of(occurrence)
+        if len(shape) != 1:
+            raise SelectionError(f"'rows': expected shape (n,), got {shape}.")
         for name, given in (("pad", skipped), ("occurrence", nth)):
-            if given is not None and given.shape != ids.shape:
-                raise SelectionError(f"'{name}': expected shape {ids.shape}, got {given.shape}.")
-        items = []
+            if given is not None and given.shape != shape:
+                raise SelectionError(f"'{name}': expected shape {shape}, got {given.shape}.")
+        taken = {}
         for name, value in values.items():
-            taken = _Copy.of(value, np.float32)
-            if taken.shape[:1] != ids.shape or len(taken.shape) > 2:
+            found = taken[name] = values_given(value)
+            if found.shape[:1] != shape or len(found.shape) > 2 or found.shape[1:] == (0,):
                 raise SelectionError(
-                    f"'{name}': expected shape {ids.shape}, got {taken.shape}; give one value a "
+                    f"'{name}': expected shape {shape}, got {found.shape}; give one value a "
                     "row (of a loss: use reduction='none')."
                 )
-            items.append((name, _Item(ids, int(epoch), int(step), taken, skipped, nth)))
-        self._put(items, ids.shape[0] * len(items))
-
-    def _put(self, items: list[tuple[str, _Item]], rows: int) -> None:
-        self._refuse_other_process()
+        epoch, step = int(epoch), int(step)
+        self._refuse_other_process()  # before the lock, which another process may hold for ever
         with self._changed:
-            self._raise_error()
-            if self._closing:
-                raise SignalError("The signal store is closed; open it again to append.")
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="batchloom-signals", daemon=True
-                )
-                self._thread.start()
-            if self.unflushed and self.unflushed + rows > _QUEUE * self._part_rows:
-                self._wait_for_room(rows)
-            self._pending += items
-            self._pending_rows += rows
-            self.unflushed += rows
-            if self._pending_rows >= self._part_rows:
+            self._prepare(shape[0] * len(taken))
+            for name, found in taken.items():
+                width = found.shape[1] if len(found.shape) > 1 else 0
+                columns = self._columns(name, width)
+                if columns.width != width:
+                    columns.refuse(shape[0])
+                elif shape[0]:
+                    here = columns.add(shape[0], epoch, step, ids, found)
+                    if skipped is not None:
+                        columns.add_later("pad", here, skipped.fetch)
+                    if nth is not None:
+                        columns.add_later("occurrence", here, nth.fetch)
+                self._filling.rows += shape[0]
+                self.unflushed += shape[0]
+            if self._filling.rows >= self._part_rows:
+                for name, columns in self._filling.columns.items():
+                    self._streams[name].room = min(columns.room, self._kept_rows)
+                self._full.append(self._filling)
+                self._filling = self._free.pop() if self._free else _Batch()
                 self._changed.notify_all()
+
+    def _prepare(self, rows: int) -> None:
+        """Raise what is to be raised, start the thread, and wait until there is room for rows."""
+        self._raise_error()
+        if self._closing:
+            raise SignalError("The signal store is closed; open it again to append.")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="batchloom-signals", daemon=True)
+            self._thread.start()
+        if self.unflushed and self.unflushed + rows > _QUEUE * self._part_rows:
+            self._wait_for_room(rows)
+
+    def _columns(self, name: str, width: int) -> Appended:
+        """Return the columns of a signal that are filled; the first value says its width."""
+        found = self._filling.columns.get(name)
+        if found is None:
+            stream = self._streams.setdefault(name, _Stream(width))
+            found = self._filling.columns[name] = Appended(stream.width, stream.room)
+        return found
 
     def _wait_for_room(self, rows: int) -> None:
         """Hold the training up: the disk is slower than what comes; say so."""
         began = time.monotonic()
         while self.unflushed and self.unflushed + rows > _QUEUE * self._part_rows:
             self._raise_error()
+            if not self._full and self._taken is None:  # the thread waits for more than fits
+                self._hurry = True
+                self._changed.notify_all()
             self._changed.wait(1.0)
         waited = time.monotonic() - began
         if int((self._waited + waited) / 10) > int(self._waited / 10) or not self._waited:
@@ -279,62 +253,83 @@ class SignalWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._closing and not self._hurry and self._pending_rows < self._part_rows:
+                if not (self._closing or self._hurry or self._full):
                     self._changed.wait(self._seconds)
                 if self._error is not None:  # until it was told, nothing is tried again
                     if self._closing:
                         return
                     self._changed.wait(1.0)
                     continue
-                items, self._pending, self._pending_rows = self._pending, [], 0
-                self._hurry = False
-                if self._closing and not items and not self._made:
-                    return
-            error = self._written(items)
+                if self._taken is None:
+                    self._taken = self._next()
+                if self._taken is None:
+                    if self._closing:
+                        return
+                    continue
+            error = self._written(self._taken)
+            self._space.trim(self._kept_rows)
             with self._changed:
                 self._error = error
-                self.unflushed = self._pending_rows + sum(len(o) for _, o in self._made)
+                if not self._taken.rows:
+                    self._free.append(self._taken)
+                    self._taken = None
+                left = [self._filling, *self._full, *([self._taken] if self._taken else [])]
+                self.unflushed = sum(batch.rows for batch in left)
                 self._changed.notify_all()
 
-    def _written(self, items: list[tuple[str, _Item]]) -> BatchloomError | None:
-        """Write what was appended, and what could not be written before; return what went wrong."""
+    def _next(self) -> _Batch | None:
+        """Take what is to be written next: what is full, else what there is."""
+        found = None
+        if self._full:
+            found = self._full.popleft()
+        elif self._filling.rows:
+            found, self._filling = self._filling, self._free.pop() if self._free else _Batch()
+        if not self._full and not self._filling.rows:
+            self._hurry = False
+        return found
+
+    def _written(self, batch: _Batch) -> BatchloomError | None:
+        """Write what was taken, or what of it could not be written before; say what went wrong."""
         error: BatchloomError | None = None
         try:
-            for name in dict.fromkeys(name for name, _ in items):
-                error = self._make(name, [i for n, i in items if n == name]) or error
-            while self._made:
-                self._write_part(*self._made[0])
-                del self._made[0]
+            for name, appended in batch.left():
+                if self._made is None:
+                    try:
+                        error = self._make(name, appended) or error
+                    except Exception:
+                        batch.clear(appended, self._kept_rows)
+                        raise
+                if self._made is not None:
+                    self._write_part(name, self._made)
+                    self._made = None
+                batch.clear(appended, self._kept_rows)
         except BatchloomError as failed:
             return failed
         except Exception as failed:
             return SignalError(f"Writing signals to {self._folder} failed: {failed!r}.")
         return error
 
-    def _make(self, name: str, items: list[_Item]) -> BatchloomError | None:
+    def _make(self, name: str, appended: Appended) -> BatchloomError | None:
         """Make observations of what was appended to a signal; say what of it cannot be."""
-        stream = self._streams.setdefault(name, _Stream())
-        if stream.width is None:
-            stream.width = items[0].width
-        if any(i.width != stream.width for i in items):
-            return SelectionError(
+        error: BatchloomError | None = None
+        stream = self._streams[name]
+        if appended.refused:
+            error = SelectionError(
                 f"The signal '{name}' holds values of shape {stream.width or ()}; others were "
                 "appended to it, and left out."
             )
-        observed = _observed(items, self._attempt)
-        counted = all(i.occurrence is None for i in items)
-        if len(observed) and counted:
-            before, stream.last = stream.last, _last_step(stream.last, observed)
-        observed = observed.reordered(stable_order(observed.rows))
-        if len(observed) and counted:
-            _count(before, observed)
+        observed, last = appended.by_row(self._attempt, self._space)
+        if not len(observed):
+            return error
+        if appended.counted:
+            before, stream.last = stream.last, _joined(stream.last, last)
+            observed = counted(before, observed)
+        if self._holds(observed.rows):
+            self._made = observed
+            return error
         inside = self._rows.contains(observed.rows)
-        if inside.all():
-            if len(observed):
-                self._made.append((name, observed))
-            return None
         if inside.any():
-            self._made.append((name, observed.take(inside)))
+            self._made = observed.take(inside)
         bad = np.unique(observed.rows[~inside])
         return RowIdError(
             f"{len(bad):,} of the rows whose '{name}' was appended are not in the dataset that the "
@@ -342,41 +337,35 @@ class SignalWriter:
             "dataset as it is now."
         )
 
+    def _holds(self, rows: npt.NDArray[np.uint64]) -> bool:
+        """Whether all of ascending rows are in the dataset."""
+        starts, stops = self._borders
+        if self._rows.chosen is not None or len(starts) > len(rows) // 8 + 1:
+            return bool(self._rows.contains(rows).all())
+        held = np.searchsorted(rows, stops) - np.searchsorted(rows, starts)
+        return int(held.sum()) == len(rows)
+
+    @cached_property
+    def _borders(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """First ids, and ends, of the runs of ids without a gap that the snapshot holds."""
+        starts, stops = self._rows.snapshot.starts, self._rows.snapshot.stops
+        starts, stops = starts[stops > starts], stops[stops > starts]
+        return starts[~np.isin(starts, stops)], stops[~np.isin(stops, starts)]
+
     def _write_part(self, name: str, observed: Observations) -> None:
-        stream = self._streams[name]
         part, data = part_bytes(
-            observed, writer=self._writer, sequence=next(stream.sequence), attempt=self._attempt
+            observed,
+            writer=self._writer,
+            sequence=next(self._streams[name].sequence),
+            attempt=self._attempt,
+            space=self._part_space,
         )
         put_part(self._folder.join(name), part, data)
+        if len(observed) > self._kept_rows:
+            self._part_space = PartSpace()
 
 
-def _count(before: Observations, observed: Observations) -> None:
-    """Write to observations how often their step had held their row, in an earlier part too.
-
-    Parameters
-    ----------
-    before : Observations
-        Of the last step of the part before.
-    observed : Observations
-        Ascending by row, those of one row as they came.
-    """
-    place = np.searchsorted(observed.rows, before.rows)
-    known_before = observed.rows[np.minimum(place, len(observed) - 1)] == before.rows
-    if not known_before.any() and not observed.same_row().any():
-        return
-    known = Observations.concat([before, observed]) if len(before) else observed
-    order = np.lexsort((known.step, known.epoch, known.rows))
-    same = known.take(order).same_step()
-    place = np.arange(len(known))
-    first = np.maximum.accumulate(np.where(same, 0, place))
-    nth = np.empty(len(known), np.uint16)
-    nth[order] = place - first
-    observed.occurrence[:] = nth[len(before) :]
-
-
-def _last_step(before: Observations, observed: Observations) -> Observations:
-    """Return the observations of the step that was observed last."""
-    here = (observed.epoch == observed.epoch[-1]) & (observed.step == observed.step[-1])
-    found = observed.take(here)
-    same = len(before) and before.epoch[0] == found.epoch[0] and before.step[0] == found.step[0]
-    return Observations.concat([before, found]) if same else found
+def _joined(before: Observations, last: Observations) -> Observations:
+    """Return the observations of the last step, with those of it in the parts before."""
+    same = len(before) and before.epoch[0] == last.epoch[0] and before.step[0] == last.step[0]
+    return Observations.concat([before, last]) if same else last

@@ -41,6 +41,7 @@ from batchloom.dataplane.errors import (
     StorageError,
 )
 from batchloom.dataplane.observations import Observations, stable_order, winners
+from batchloom.dataplane.signal_columns import Appended, Copy, Workspace
 from batchloom.dataplane.snapshot import Snapshot
 from batchloom.dataplane.storage import locate
 from batchloom.tests.dataplane.helpers import plan_of, snapshot_of, write
@@ -212,6 +213,59 @@ def test_the_fast_order_is_the_stable_one(rows: list[int]) -> None:
     assert stable_order(values).tolist() == np.argsort(values, kind="stable").tolist()
 
 
+@pytest.mark.parametrize("ascending", [False, True])
+def test_memory_that_is_used_again_holds_nothing_of_before(tmp_path: Path, ascending: bool) -> None:
+    """Many parts of different sizes, with padding, repeats and steps over the cuts."""
+    rng = np.random.default_rng(0)
+    expected: dict[int, list[Any]] = {}
+    with writing(tmp_path / "s", part_rows=40) as store:
+        for step in range(120):
+            size = int(rng.integers(0, 300 if step % 20 == 7 else 30))
+            rows, value = rng.integers(0, 60, size), rng.random(size, np.float32)
+            rows = np.sort(rows) if ascending else rows
+            pad = rng.random(size) < 0.2 if step % 3 else None
+            key = step // 50, step // 2  # a step comes in two calls
+            store.append(rows, epoch=key[0], step=key[1], loss=value, pad=pad)
+            for at in range(size) if pad is None else np.flatnonzero(~pad):
+                of_row = expected.setdefault(int(rows[at]), [])
+                nth = sum(k[:2] == key for k in of_row)
+                of_row.append((*key, nth, float(value[at])))
+            rows[:], value[:] = 0, -1
+            if step % 17 == 3:
+                store.flush()
+        writer = store._writer
+        assert writer is not None
+        store.flush()
+        assert len(writer._free) <= 6
+        assert all(a.room <= 80 for batch in writer._free for a in batch.columns.values())
+    found = SignalStore.open(tmp_path / "s")
+    o = winners(Observations.concat([b for p in found.parts() for b in p.read()]), "loss")
+    keys = (o.epoch.tolist(), o.step.tolist(), o.occurrence.tolist(), o.value.tolist())
+    told = zip(o.rows.tolist(), zip(*keys, strict=True), strict=True)
+    assert list(told) == [(row, k) for row in sorted(expected) for k in expected[row]]
+
+
+def test_columns_take_what_comes_later() -> None:
+    """As of a device: rows and values are fetched when a part is made."""
+    columns, space = Appended(2), Workspace()
+    grads = np.arange(6, dtype=np.float32).reshape(3, 2)
+    columns.add(2, 1, 1 << 63, np.array([9, 4]), grads[:2])
+    here = columns.add(
+        3, 1, 7, Copy((3,), lambda: np.array([1, 9, 2])), Copy((3, 2), lambda: grads)
+    )
+    columns.add_later("pad", here, lambda: np.array([0, 0, 1]))
+    columns.add_later("occurrence", here, lambda: np.array([0, 3, 0]))
+    found, last = columns.by_row(5, space)
+    assert found.rows.tolist() == [1, 4, 9, 9]
+    assert found.epoch.tolist() == [1] * 4
+    assert found.step.tolist() == [7, 1 << 63, 1 << 63, 7]
+    assert found.occurrence.tolist() == [0, 0, 0, 3]
+    assert found.attempt.tolist() == [5] * 4
+    assert found.value.tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    assert (last.rows.tolist(), last.step.tolist()) == ([1, 9], [7, 7])
+    assert not columns.counted
+
+
 def test_occurrences_given_by_the_caller(tmp_path: Path) -> None:
     """Two ranks that share a row within a step."""
     for writer, value in ((0, 1.0), (1, 3.0)):
@@ -370,6 +424,29 @@ def test_a_full_disk_loses_nothing_once_there_is_room(
     store.append([3], epoch=0, step=1, loss=[3])
     store.close()
     assert latest(SignalStore.open(tmp_path / "s")) == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_disk_that_fails_between_two_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = writing(tmp_path / "s")
+    real, folders = signal_writer.put_part, []
+
+    def second_fails(folder: Any, *given_: Any) -> None:
+        folders.append(folder)
+        if len(folders) == 2:
+            raise StorageError("Writing signals failed: Input/output error.")
+        real(folder, *given_)
+
+    monkeypatch.setattr(signal_writer, "put_part", second_fails)
+    store.append([2, 1], epoch=0, step=0, loss=[2, 1], other=[4, 3])
+    with pytest.raises(StorageError, match="Input/output"):
+        store.flush()
+    assert store.unflushed == 2
+    store.append([3], epoch=0, step=1, loss=[3], other=[5])
+    store.close()
+    assert latest(SignalStore.open(tmp_path / "s")) == {1: 1, 2: 2, 3: 3}
+    assert latest(SignalStore.open(tmp_path / "s"), signal="other") == {1: 3, 2: 4, 3: 5}
 
 
 def test_a_slow_disk_holds_the_training_up_and_says_so(
@@ -560,6 +637,31 @@ def test_rows_that_the_dataset_does_not_hold(tmp_path: Path) -> None:
     assert latest(SignalStore.open(tmp_path / "s")) == {1: 1.0, 139: 4.0}
 
 
+def test_negative_rows_are_named(tmp_path: Path) -> None:
+    store = writing(tmp_path / "s")
+    store.append([1, 2], epoch=0, step=0, loss=[1, 2])
+    store.append([3, -4, -7], epoch=0, step=1, loss=[3, 4, 7])
+    store.append([-9], epoch=0, step=2, loss=[9])
+    with pytest.raises(RowIdError, match="Row -7 cannot be: row ids are not negative"):
+        store.flush()
+    assert store.unflushed == 0
+    store.append([1.5], epoch=0, step=3, loss=[1])
+    with pytest.raises(RowIdError, match="found 1 dimensions of float64"):
+        store.flush()
+    store.append([0, 59, 100, 139], epoch=0, step=4, loss=[1, 2, 3, 4])  # the borders
+    store.close()
+    assert latest(SignalStore.open(tmp_path / "s")) == {0: 1, 59: 2, 100: 3, 139: 4}
+
+
+@pytest.mark.parametrize("row", [60, 99, 140, 1 << 62])
+def test_rows_beside_the_borders_are_refused(tmp_path: Path, row: int) -> None:
+    store = writing(tmp_path / "s")
+    store.append([59, row, 100], epoch=0, step=0, loss=[1, 2, 3])
+    with pytest.raises(RowIdError, match=rf"1 of the rows .* left out: {row}\."):
+        store.close()
+    assert latest(SignalStore.open(tmp_path / "s")) == {59: 1, 100: 3}
+
+
 def test_attempts_are_drawn_once(tmp_path: Path) -> None:
     stores = [writing(tmp_path / "s") for _ in range(3)]
     assert [s.attempt for s in stores] == [1, 2, 3]
@@ -587,6 +689,7 @@ def test_a_reduced_loss_is_refused_at_once(tmp_path: Path) -> None:
     store.append(rows, epoch=0, step=0, loss=torch.ones(32, 2))
     with pytest.raises(SelectionError, match="values of shape"):
         store.flush()
+    assert len(latest(store)) == 32
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:
