@@ -322,7 +322,7 @@ def signals(folder: Path, quick: bool, rows: list[Row]) -> None:
 
         all_at_once([partial(write, sizes[w::writers], w) for w in range(writers)])
 
-    mine, reference = interleaved(3, ours, plain)
+    mine, reference = interleaved(3 if quick else 9, ours, plain)
     walls = [[c.wall for c in costs] for costs in (mine, reference)]
     ratio = median(walls[1]) / median(walls[0])
     mib = sum(sizes) / 2**20

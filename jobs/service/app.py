@@ -200,17 +200,20 @@ class _Routes:
     # --- what requests hold -----------------------------------------------------------------------
 
     async def _run(self, request: Request) -> Any:
-        return await run_in_threadpool(self._service.runs.run, request.path_params["run"])
+        name = request.path_params["run"]
+        known = self._service.runs.known(name)
+        return known or await run_in_threadpool(self._service.runs.run, name)
 
     def _epoch(self, request: Request) -> int:
         return _int("epoch", request.path_params["epoch"], 1 << 32)
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
         with await self._bodies.read(request, _SMALL_BODY) as data:
-            if not data.strip():
+            text = bytes(data)
+            if not text.strip():
                 return {}
             try:
-                body = json.loads(data)
+                body = json.loads(text)
             except (ValueError, RecursionError):
                 raise RefusedError(400, "The body is not JSON.") from None
         if not isinstance(body, dict):

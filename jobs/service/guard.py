@@ -15,10 +15,13 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import numpy as np
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ...dataplane.errors import BatchloomError
 from .metrics import EventLog, Metrics
+from .receiving import Reception, receive_into
 from .refusals import RefusedError, error_body, status_of
 
 __all__ = ["BODY_BYTES", "Bodies", "Guard"]
@@ -183,8 +186,16 @@ class Bodies:
             raise
         return held
 
-    async def _read(self, request: Any, limit: int, length: int | None) -> bytearray:
-        data = bytearray(length or 0)
+    async def _read(self, request: Any, limit: int, length: int | None) -> memoryview:
+        data = np.empty(length or 0, np.uint8).data
+        reception = receive_into(request.scope, data)
+        if reception is not None:
+            await _until_ended(reception)
+            return data
+        return memoryview(await self._pieces(request, limit, length or 0))
+
+    async def _pieces(self, request: Any, limit: int, length: int) -> bytearray:
+        data = bytearray(length)
         size, clock = 0, asyncio.get_running_loop().time
         try:
             # One timer that is put off, rather than one for each of many small pieces.
@@ -204,6 +215,18 @@ class Bodies:
         self._metrics.set("batchloom_body_bytes_held", self._held)
 
 
+async def _until_ended(reception: Reception) -> None:
+    """Wait until a body was received."""
+    clock = asyncio.get_running_loop().time
+    while not reception.ended.done():
+        patience = reception.since + _CHUNK_SECONDS - clock()
+        if patience <= 0:
+            raise RefusedError(408, "The body stopped coming.")
+        await asyncio.wait([reception.ended], timeout=patience)
+    if not reception.ended.result():
+        raise ClientDisconnect
+
+
 def _is_count(text: str, most: int) -> bool:
     """Whether a text is a number up to `most`; others have digits that `int` does not take."""
     return text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= most
@@ -213,11 +236,11 @@ class BodyHeld:
     """A body in memory, until the block ends."""
 
     def __init__(self, bodies: Bodies, size: int) -> None:
-        self.data = bytearray()
+        self.data = memoryview(b"")
         self._bodies, self._size = bodies, size
         bodies.hold(size)
 
-    def __enter__(self) -> bytearray:
+    def __enter__(self) -> memoryview:
         return self.data
 
     def __exit__(self, *_: object) -> None:
@@ -225,4 +248,4 @@ class BodyHeld:
 
     def release(self) -> None:
         self._bodies.hold(-self._size)
-        self._size, self.data = 0, bytearray()
+        self._size, self.data = 0, memoryview(b"")

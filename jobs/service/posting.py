@@ -9,7 +9,6 @@ with the same content is success; with other content it is a conflict.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import re
 import struct
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ...dataplane.columns import as_numpy
@@ -45,6 +45,7 @@ from ...dataplane.rowset import RowSet
 from ...dataplane.signal_binding import bind, draw_attempt
 from ...dataplane.signal_compaction import written_parts
 from ...dataplane.signal_parts import PartName, index_text, part_bytes
+from ...dataplane.snapshot import Snapshot
 from .durable import Folder
 from .refusals import RefusedError
 from .runs import Run
@@ -128,7 +129,9 @@ def _batches(data: Any) -> Iterator[pa.RecordBatch]:
     buffer = pa.py_buffer(data)
     reader: Any
     if bytes(data[:6]) == _MAGIC:
-        _check_messages(file_batches(io.BytesIO(data), file_footer(memoryview(data)), len(data)))
+        _check_messages(
+            file_batches(pa.BufferReader(buffer), file_footer(memoryview(data)), len(data))
+        )
         file = pa.ipc.open_file(buffer)
         _check_schema(file.schema)
         for number in range(file.num_record_batches):
@@ -136,7 +139,7 @@ def _batches(data: Any) -> Iterator[pa.RecordBatch]:
         return
     if bytes(data[-8:]) != b"\xff\xff\xff\xff\0\0\0\0":
         raise ValueError("it does not end as one does")
-    _check_messages(walk_stream(io.BytesIO(data), len(data)))
+    _check_messages(walk_stream(pa.BufferReader(buffer), len(data)))
     reader = pa.ipc.open_stream(buffer)
     _check_schema(reader.schema)
     yield from reader
@@ -314,19 +317,28 @@ class Inbox:
         last = int(observed.epoch.max())
         if last not in run.epochs or run.holds(last) is None:
             raise SelectionError(f"The run '{run.name}' has no plan of epoch {last}.")
-        inside = RowSet(run.snapshot()).contains(observed.rows)
-        if not inside.all():
+        inside = _inside(run.snapshot(), observed.rows)
+        if inside is not None and not inside.all():
             bad = np.unique(observed.rows[~inside])
             raise RowIdError(
                 f"{len(bad):,} of the rows are not in the dataset of the run '{run.name}': "
                 f"{examples(bad)}. Nothing was taken."
             )
-        if not run.keeps_nonfinite:
+        if not run.keeps_nonfinite and not np.isfinite(observed.value).all():
             finite = np.isfinite(observed.value.reshape(len(observed), -1)).all(axis=1)
-            if not finite.all():
-                bad = np.unique(observed.rows[~finite])
-                raise SelectionError(
-                    f"{len(bad):,} rows have a value of '{signal}' that is NaN or infinite: "
-                    f"{examples(bad)}. Nothing was taken; find out why, or let such rows be with "
-                    "nonfinite = 'keep' or on_invalid = 'drop' in the job file."
-                )
+            bad = np.unique(observed.rows[~finite])
+            raise SelectionError(
+                f"{len(bad):,} rows have a value of '{signal}' that is NaN or infinite: "
+                f"{examples(bad)}. Nothing was taken; find out why, or let such rows be with "
+                "nonfinite = 'keep' or on_invalid = 'drop' in the job file."
+            )
+
+
+def _inside(snapshot: Snapshot, rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_] | None:
+    """Return for each row id whether the dataset holds it; None where it holds all of them."""
+    first, last = (
+        int(np.searchsorted(snapshot.starts, r, "right")) for r in (rows.min(), rows.max())
+    )
+    if first == last and first and rows.max() < snapshot.stops[first - 1]:
+        return None  # a fragment holds all ids from its first to its last
+    return RowSet(snapshot).contains(rows)

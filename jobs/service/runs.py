@@ -254,6 +254,10 @@ class Runs:
             raise RefusedError(500, f"The run '{name}' cannot be read: {self._problems[name]}")
         raise RefusedError(404, f"There is no run '{name}'.")
 
+    def known(self, name: str) -> Run | None:
+        """Return a run that was found already; no file is looked at."""
+        return self._runs.get(name)
+
     def manifest(self, manifest_id: str) -> Manifest:
         """Return a manifest of any run by its id; `RefusedError` where there is none."""
         if re.fullmatch("[0-9a-f]{64}", manifest_id) is None:

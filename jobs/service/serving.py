@@ -166,10 +166,12 @@ def _run(
     uvicorn: Any, service: Service, address: Address, token: str | None, listening: socket.socket
 ) -> None:
     from .app import make_app
+    from .receiving import HttpProtocol
 
     app = make_app(service, token=token, local_only=address.is_local and token is None)
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
