@@ -50,8 +50,15 @@ class RowSet:
         """Return for each row id whether it is one of these rows; shape (k,)."""
         if self.chosen is not None:
             return self.chosen.contains(ids)
+        if ids.size and self._in_one_fragment(int(ids.min()), int(ids.max())):
+            return np.ones(len(ids), bool)
         slot = np.searchsorted(self.snapshot.starts, ids, side="right") - 1
         return (slot >= 0) & (ids < self.snapshot.stops[slot])
+
+    def _in_one_fragment(self, low: int, high: int) -> bool:
+        """Whether a fragment holds both ids, and so all between them."""
+        at = np.searchsorted(self.snapshot.starts, np.array([low, high], np.uint64), side="right")
+        return bool(at[0] == at[1] > 0 and high < self.snapshot.stops[at[0] - 1])
 
     def ranks(self, ids: U64) -> npt.NDArray[np.int64]:
         """Return the ranks of row ids that are among these rows; the inverse of `at`."""

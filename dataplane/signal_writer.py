@@ -296,7 +296,7 @@ class SignalWriter:
                 if self._made is None:
                     try:
                         error = self._make(name, appended) or error
-                    except Exception:
+                    except Exception:  # made again it fails again: what comes after goes on
                         batch.clear(appended, self._kept_rows)
                         raise
                 if self._made is not None:

@@ -29,8 +29,8 @@ def joined(parts: list[torch.Tensor], dtype: torch.dtype) -> npt.NDArray[Any]:
     if len({(part.dtype, part.device) for part in parts}) > 1:
         parts = [part.to("cpu", dtype) for part in parts]
     whole = torch.cat(parts) if parts else torch.zeros(0)
-    joined: npt.NDArray[Any] = whole.to("cpu", dtype).numpy()
-    return joined
+    found: npt.NDArray[Any] = whole.to("cpu", dtype).numpy()
+    return found
 
 
 def gather_pairs(rows: I64, losses: F32) -> tuple[I64, F32]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ...dataplane.columns import as_numpy
@@ -45,7 +44,6 @@ from ...dataplane.rowset import RowSet
 from ...dataplane.signal_binding import bind, draw_attempt
 from ...dataplane.signal_compaction import written_parts
 from ...dataplane.signal_parts import PartName, index_text, part_bytes
-from ...dataplane.snapshot import Snapshot
 from .durable import Folder
 from .refusals import RefusedError
 from .runs import Run
@@ -317,8 +315,8 @@ class Inbox:
         last = int(observed.epoch.max())
         if last not in run.epochs or run.holds(last) is None:
             raise SelectionError(f"The run '{run.name}' has no plan of epoch {last}.")
-        inside = _inside(run.snapshot(), observed.rows)
-        if inside is not None and not inside.all():
+        inside = RowSet(run.snapshot()).contains(observed.rows)
+        if not inside.all():
             bad = np.unique(observed.rows[~inside])
             raise RowIdError(
                 f"{len(bad):,} of the rows are not in the dataset of the run '{run.name}': "
@@ -332,13 +330,3 @@ class Inbox:
                 f"{examples(bad)}. Nothing was taken; find out why, or let such rows be with "
                 "nonfinite = 'keep' or on_invalid = 'drop' in the job file."
             )
-
-
-def _inside(snapshot: Snapshot, rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_] | None:
-    """Return for each row id whether the dataset holds it; None where it holds all of them."""
-    first, last = (
-        int(np.searchsorted(snapshot.starts, r, "right")) for r in (rows.min(), rows.max())
-    )
-    if first == last and first and rows.max() < snapshot.stops[first - 1]:
-        return None  # a fragment holds all ids from its first to its last
-    return RowSet(snapshot).contains(rows)

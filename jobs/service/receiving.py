@@ -41,6 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
         plain = self.parser.should_keep_alive() and not self.parser.should_upgrade()
         if length >= LEAST_BYTES and plain:
             begin = functools.partial(self._begin, self.cycle)
+            # Typed as the extensions that ASGI names; a server may have others.
             self.scope["extensions"] = {_EXTENSION: begin}  # type: ignore[dict-item]
 
     def _begin(self, cycle: Any, body: memoryview) -> Reception | None:

@@ -40,8 +40,8 @@ class Running:
             self.in_pieces += 1
             return await pieces(*arguments)
 
-        self.bodies._pieces = counted  # type: ignore[method-assign]
-        log = EventLog(open(os.devnull, "w"))  # noqa: SIM115
+        self.bodies._pieces = counted  # type: ignore[method-assign]  # told which way a body came
+        log = EventLog(open(os.devnull, "w"))  # noqa: SIM115  # it is open as long as the app
         app = Guard(self.app, token=None, local_only=True, metrics=self.metrics, log=log)
         config = uvicorn.Config(
             app, http=HttpProtocol, loop=loop, log_config=None, lifespan="off", **options
