@@ -109,6 +109,7 @@ def turns(host: HostTable, small: torch.Tensor) -> dict[str, list[Cost]]:
     """Measure every way to gather from the two tables, turn by turn."""
     unified, unified_small = UnifiedTensor.from_tensor(host), UnifiedTensor.from_tensor(small)
     huge, rows = host.tensor, len(small)
+    load_loops(unified)
     out = torch.empty(BATCH, WIDTH)
     draw = torch.Generator().manual_seed(0)
 
@@ -131,6 +132,11 @@ def turns(host: HostTable, small: torch.Tensor) -> dict[str, list[Cost]]:
         "block": lambda: out.copy_(next(moved)),
     }
     return dict(zip(methods, interleaved(REPEATS, *methods.values(), warm=5), strict=True))
+
+
+def load_loops(unified: UnifiedTensor) -> None:
+    """Ask for so many rows that the compiled loops are waited for; small requests go without."""
+    unified.gather_rows(torch.arange(min(len(unified), 1 << 18)))
 
 
 def against_arrow(nbytes: int) -> list[Row]:

@@ -31,6 +31,7 @@ _FAR = 64  # rows whose page is looked up before that: it takes as long as the b
 _NEAR = 1024  # bytes of a row that are; the processor itself reads on after that
 _UNROLLED = 1024  # bytes of a row up to which a width has a loop of its own
 _LONG = 8192  # bytes from which the C library copies better
+_TAKE = "int64(int64, int64, int64, int64, int64, int64)"
 _ONE = np.uint64(1)
 _U3, _U4, _U7, _U8, _U16, _U32 = (np.uint64(n) for n in (3, 4, 7, 8, 16, 32))
 _U64, _U128 = np.uint64(64), np.uint64(128)
@@ -268,7 +269,8 @@ def row_copier(row_bytes):
 def row_taker(row_bytes):
     """Return (ids, count, rows, address, stride, out) → int: `take_rows` of a width."""
     if _unrolled(row_bytes):
-        return _taker(row_bytes)
+        # Compiled for plain ints, it is called without a look at what it is called with.
+        return _taker(row_bytes).compile(_TAKE)
     return lambda ids, count, rows, address, stride, out: take_rows(
         ids, count, rows, address, stride, row_bytes, out
     )

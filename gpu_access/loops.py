@@ -15,7 +15,7 @@ from typing import Any
 from ..dataplane.compiled import compiled_allowed
 from . import plain_loops
 
-__all__ = ["loops_for"]
+__all__ = ["compiled_loops", "loops_for"]
 
 _PLAIN_ROWS = 10_000  # rows of a process that are not worth loading anything for
 _WORTH_WAITING = 200_000  # rows of a request that plain loops take as long for as loading takes
@@ -37,6 +37,11 @@ def loops_for(rows: int) -> Any:
         _loading = threading.Thread(target=_load, name="batchloom-compiled-loops", daemon=True)
         _loading.start()
     return plain_loops
+
+
+def compiled_loops() -> Any:
+    """Return the module of compiled loops where it was loaded, else None."""
+    return None if _loaded is plain_loops else _loaded
 
 
 def _load() -> Any:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..dataplane.cores import usable_cores
 from ..dataplane.errors import ParameterError
 
-__all__ = ["Turns", "gather_threads", "share", "worth_sharing"]
+__all__ = ["Turns", "gather_threads", "rows_alone", "share", "worth_sharing"]
 
 Turns: TypeAlias = npt.NDArray[np.int64]
 
@@ -52,6 +52,11 @@ def gather_threads(given: int | None = None) -> int:
 def worth_sharing(rows: int, row_bytes: float) -> bool:
     """Return whether a copy is so large that threads may share it."""
     return rows * row_bytes > _ALONE
+
+
+def rows_alone(row_bytes: int) -> int:
+    """Return how many rows of a width are at most not worth sharing."""
+    return _ALONE // row_bytes
 
 
 def share(

@@ -31,7 +31,8 @@ from ..dataplane.errors import (
     ReleasedTableError,
     UnifiedAccessUnavailable,
 )
-from .backends import Backend, BackendChoice, Cpu, gather_on_cpu, make_backend, select_backend
+from .backends import Backend, BackendChoice, Cpu, make_backend, select_backend
+from .fast_path import FastPath, fast_path
 from .gather import GatherFuture, Job, check_ids, check_output, check_sort, gather
 from .host_memory import HostTable
 from .mapping import can_be_mapped, map_table
@@ -76,6 +77,7 @@ class UnifiedTensor:
         self._origin: tuple[Any, ...] | None = None
         self._registration: HostRegistration | None = None
         self._mapped_choice: BackendChoice | None = None  # what pinning goes back to
+        self._fast: FastPath | None = None
         self._use(choice, forced)
 
     # --- constructors -----------------------------------------------------------------------------
@@ -246,23 +248,12 @@ class UnifiedTensor:
         ReleasedTableError, UnifiedAccessUnavailable
             After `release`, and in a forked child.
         """
+        if self._fast is not None and sort == "auto" and os.getpid() == self._pid:
+            rows = self._fast(ids, out)
+            if rows is not None:
+                return rows
         check_sort(sort)
-        ids = check_ids(ids)
-        backend = self._backend if self.device.type == "cpu" else self._cpu
-        if isinstance(backend, Cpu) and ids.is_cpu and (out is None or out.is_cpu):
-            return self._gather_here(ids, out)
-        return self._start(ids, out, sort, stream, aside=False).wait()
-
-    def _gather_here(self, ids: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        """Return CPU rows for CPU ids, the short way: small batches feel every step that is not."""
-        table, count = self.table, ids.shape[0]
-        shape = (count, *table.row_shape)
-        out = torch.empty(shape, dtype=self.dtype) if out is None else out
-        check_output(out, shape, self.dtype, out.device)
-        if count:
-            gather_on_cpu(table, ids, out)
-            self.stats.add("cpu", count, count * table.row_bytes)
-        return out
+        return self._start(check_ids(ids), out, sort, stream, aside=False).wait()
 
     def gather_rows_async(
         self,
@@ -289,6 +280,8 @@ class UnifiedTensor:
         aside: bool,
     ) -> GatherFuture:
         job, out = self._job(ids, out)
+        if self._fast is None and isinstance(job.backend, Cpu) and out.is_cpu:
+            self._fast = fast_path(job.table, self.stats)
         return gather(job, ids, out, sort=sort, stream=stream, aside=aside)
 
     def _job(self, ids: torch.Tensor, out: torch.Tensor | None) -> tuple[Job, torch.Tensor]:
@@ -375,7 +368,7 @@ class UnifiedTensor:
     def release(self) -> None:
         """Unmap the memory and let go of it."""
         self.unpin_memory_()
-        self._table = None
+        self._table = self._fast = None
 
     def _use(self, choice: BackendChoice, forced: bool) -> None:
         """Take a backend, with the registration that it needs."""

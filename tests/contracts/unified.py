@@ -125,8 +125,8 @@ class UnifiedContract:
             assert same_bits(unified.gather_rows(ids, sort=sort), table, range(40))
 
     @pytest.mark.parametrize("bad", [ROWS, -1, 2**31, 2**40, -(2**62)])
-    @pytest.mark.parametrize("sort", [True, False])
-    def test_missing_row_is_named_and_not_written(self, bad: int, sort: bool) -> None:
+    @pytest.mark.parametrize("sort", [True, False, "auto"])
+    def test_missing_row_is_named_and_not_written(self, bad: int, sort: Any) -> None:
         table = random_rows(torch.float32, 40)
         ids = torch.arange(80)
         ids[33], ids[70] = bad, ROWS + 1

@@ -22,6 +22,8 @@ from batchloom.dataplane.errors import (
 )
 from batchloom.gpu_access import HostTable, UnifiedTensor, unified
 from batchloom.gpu_access.backends import Attempt, BackendChoice, Cpu
+from batchloom.gpu_access.fast_path import fast_path
+from batchloom.gpu_access.loops import loops_for
 from batchloom.gpu_access.mapping import map_memory
 from batchloom.tests.contracts.fake_cuda import PAGE, FakeRuntime
 from batchloom.tests.contracts.unified import UnifiedContract, random_rows, same_bits
@@ -32,6 +34,17 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 class TestCpu(UnifiedContract):
     def make(self, table):
         return UnifiedTensor.from_tensor(table, device="cpu")
+
+
+class TestFastPath(UnifiedContract):
+    """From the first call on; else the calls before the compiled loops are there go without it."""
+
+    def make(self, table):
+        loops_for(1 << 40)
+        made = UnifiedTensor.from_tensor(table, device="cpu")
+        made._fast = fast_path(made.table, made.stats)
+        assert (made._fast is None) == (not made.table.nbytes)
+        return made
 
 
 def lists(values):
@@ -211,11 +224,13 @@ def test_spawned_process_reads_the_file(file):
 
 
 def test_forked_child_gets_an_error():
-    made = UnifiedTensor.from_tensor(torch.rand(3, 2))
+    loops_for(1 << 40)
+    made, ids = UnifiedTensor.from_tensor(torch.rand(3, 2)), torch.tensor([0])
+    made[ids]  # the next one would take the fast path
     child = os.fork()
     if child == 0:
         try:
-            made[[0]]
+            made[ids]
         except UnifiedAccessUnavailable as error:
             os._exit(0 if "forked child" in str(error) else 2)
         os._exit(1)
