@@ -42,7 +42,7 @@ print('huge pages', open('/sys/kernel/mm/transparent_hugepage/enabled').read().s
 BATCHLOOM_GPU_FIGURES="$out/tests.json" step "$test_seconds" "tests" \
     "$python" -m pytest --import-mode=importlib -m gpu -q --maxfail=12 --durations=8 \
     -p no:cacheprovider tests/gpu_access/test_gpu.py tests/samplers/test_gpu_loader.py \
-    tests/samplers/graph/test_graph_gpu.py
+    tests/samplers/graph/test_graph_gpu.py tests/clustering/test_gpu_assignment.py
 step 90 "the loader" "$python" benchmarks/loader_gpu.py --json "$out/loader.json"
 step 120 "graphs" "$python" benchmarks/graph_training.py --only gpu
 step "$((benchmark_seconds + 60))" "benchmark" \
