@@ -38,7 +38,7 @@ from harness import Cost, Row, interleaved, load, missed, print_table, say
 WIDTH = 128  # float32 a row
 BATCH = 8192
 CHUNKS = 31
-REPEATS = 60
+REPEATS = 120
 
 
 def cpu_part(quick: bool) -> list[Row]:
