@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .direct_write import write_all
 from .errors import StorageError
 from .objects import put, put_if_absent
 from .storage import Location, storing
@@ -120,9 +121,8 @@ def publish(folder: Path, target: Path) -> bool:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and flush it to disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
+    with open(path, "wb", buffering=0) as file:
+        write_all(file.fileno(), data)
         os.fsync(file.fileno())
 
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from .canonical import compact_json
 from .columns import as_arrow, as_numpy
+from .direct_write import aligned_bytes
 from .errors import SignalCorruptError, StorageError
 from .observations import Observations
 from .storage import Location
@@ -81,7 +82,7 @@ class PartSpace:
     def take(self, size: int) -> pa.Buffer:
         """Return the memory of a part; the part before is overwritten."""
         if len(self._bytes) < size:
-            self._bytes = np.empty(size, np.uint8)
+            self._bytes = aligned_bytes(size)
         return pa.py_buffer(self._bytes[:size])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dataplane.commit import sync_path
+from ...dataplane.direct_write import write_all
 from ...dataplane.storage import storing
 
 __all__ = ["Folder"]
@@ -62,9 +63,7 @@ class Folder:
     def _write(self, path: Path, data: Any) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            view = memoryview(data).cast("B")
-            while len(view):
-                view = view[os.write(handle, view) :]
+            write_all(handle, data)
             os.fsync(handle)
         finally:
             os.close(handle)

@@ -15,10 +15,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ...dataplane.direct_write import aligned_bytes
 from ...dataplane.errors import BatchloomError
 from .metrics import EventLog, Metrics
 from .receiving import Reception, receive_into
@@ -187,7 +187,7 @@ class Bodies:
         return held
 
     async def _read(self, request: Any, limit: int, length: int | None) -> memoryview:
-        data = np.empty(length or 0, np.uint8).data
+        data = aligned_bytes(length or 0).data
         reception = receive_into(request.scope, data)
         if reception is not None:
             await _until_ended(reception)
