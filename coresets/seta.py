@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -227,12 +228,17 @@ class SeTaChoice:
     def keeps(self, rows: LossRows) -> Mask:
         kept = self.share.mask(rows)
         if self.groups is not None:  # NaN is on neither side: such rows take part
-            low, high = self.groups.limits(*self.window)
+            low, high = self._limits
             if low > -np.inf:
                 kept &= ~(rows.losses < low)
             if high < np.inf:
                 kept &= ~(rows.losses >= high)
         return kept
+
+    @cached_property
+    def _limits(self) -> tuple[np.float32, np.float32]:
+        assert self.groups is not None  # for the type checker; the caller looked
+        return self.groups.limits(*self.window)
 
     def weights(self, rows: LossRows) -> F32:
         assert self.group_weights is not None  # for the type checker; the caller looked

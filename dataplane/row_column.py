@@ -8,7 +8,6 @@ is read once and kept.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import mmap
@@ -22,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from .errors import SelectionError
 from .storage import storing
@@ -48,7 +48,8 @@ class Segment:
     shape : tuple of int
         Of one row's value.
     bytes : int
-    sha256 : str
+    checksum : str
+        XXH3-128, in hex: it finds damage, not forgery.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class Segment:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     bytes: int
-    sha256: str
+    checksum: str
 
 
 class ColumnWriter:
@@ -73,7 +74,7 @@ class ColumnWriter:
         self._path, self._what = path, what
         self._rows = self._bytes = 0
         self._kind: _Kind | None = None
-        self._digest = hashlib.sha256()
+        self._digest = xxhash.xxh3_128()
         with storing(what, path):
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115
 

@@ -84,8 +84,7 @@ class RowSet:
             yield from self.chosen.chunks()
             return
         for start in range(0, len(self), _CHUNK):
-            stop = min(start + _CHUNK, len(self))
-            yield self.snapshot.ids_at(np.arange(start, stop, dtype=np.uint64))
+            yield self.snapshot.ids_between(start, min(start + _CHUNK, len(self)))
 
     @cached_property
     def digest(self) -> str:

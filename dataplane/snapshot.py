@@ -178,6 +178,11 @@ class Snapshot:
         slot = np.searchsorted(self._rows_before, ranks, side="right") - 1
         return self.starts[slot] + (ranks - self._rows_before[slot]).astype(np.uint64)
 
+    def ids_between(self, start: int, stop: int) -> U64:
+        """Return the row ids at the ranks `start` to `stop` − 1."""
+        ranks = np.arange(start, stop, dtype=np.uint64)
+        return ranks if self._dense and start >= 0 and stop <= self.rows else self.ids_at(ranks)
+
     # --- as a file --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:

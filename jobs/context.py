@@ -201,7 +201,7 @@ class JobContext:
         name = self.work.relative(segment.path)
         dtype = np.lib.format.dtype_to_descr(segment.dtype)
         value = {"rows": segment.rows, "dtype": dtype, "shape": segment.shape}
-        self.work.record(key, {name: (segment.bytes, segment.sha256)}, value)
+        self.work.record(key, {name: (segment.bytes, segment.checksum)}, value)
 
     def _segments(self, entry: Entry) -> list[Segment]:
         """Return the file of a recorded task; none where it had no rows."""
@@ -212,9 +212,9 @@ class JobContext:
                 _dtype(entry.value["dtype"]),
                 tuple(entry.value["shape"]),
                 size,
-                sha256,
+                checksum,
             )
-            for name, (size, sha256) in entry.files.items()
+            for name, (size, checksum) in entry.files.items()
         ]
 
 

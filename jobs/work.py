@@ -6,7 +6,7 @@ finds the same folder. A run holds a lock on it; a second run of the same job at
 in a private folder. However a run ends, it removes its folder, unless it is killed.
 
 ``journal`` in it has one line for each finished piece of work: a digest of the rest of the line,
-and as JSON a key, the files that were made, with their bytes and SHA-256, and what else is to be
+and as JSON a key, the files that were made, with their bytes and checksums, and what else is to be
 known. A run that finds a journal takes over those pieces whose files hold what was recorded, and
 removes all else. Nothing is flushed to disk for it: what a crash of the machine took away, torn
 lines included, is done again.
@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dataplane.canonical import compact_json, digest, file_sha256
+import xxhash
+
+from ..dataplane.canonical import compact_json, digest
 from ..dataplane.commit import hold, note_destination
 from ..dataplane.storage import storing
 
@@ -42,8 +44,8 @@ class Entry:
     Attributes
     ----------
     key : str
-    files : mapping of str to (bytes, SHA-256)
-        By their paths in the work folder.
+    files : mapping of str to (bytes, checksum)
+        By their paths in the work folder; an XXH3-128, or the SHA-256 of what becomes the plan's.
     value : Any
         JSON.
     """
@@ -142,10 +144,13 @@ class WorkFolder:
             if entry is not None and all(self._holds(f, *e) for f, e in entry.files.items()):
                 yield entry
 
-    def _holds(self, name: str, size: int, sha256: str) -> bool:
+    def _holds(self, name: str, size: int, checksum: str) -> bool:
+        kind = hashlib.sha256 if len(checksum) == 64 else xxhash.xxh3_128
         try:
             with open(self.path / name, "rb") as file:
-                return os.fstat(file.fileno()).st_size == size and file_sha256(file) == sha256
+                if os.fstat(file.fileno()).st_size != size:
+                    return False
+                return hashlib.file_digest(file, kind).hexdigest() == checksum
         except OSError:
             return False
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import subprocess
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from batchloom.dataplane import row_column
 from batchloom.dataplane.errors import SelectionError, StorageError
 from batchloom.dataplane.row_column import ColumnWriter, RowColumn, Segment, sum_counts
@@ -70,7 +70,7 @@ def test_segments_say_their_bytes_and_hash(tmp_path: Path) -> None:
     data = (tmp_path / "file").read_bytes()
     assert data == np.array([0, 1, 2, 0, 1], "<i4").tobytes()
     assert (segment.rows, segment.bytes) == (5, 20)
-    assert segment.sha256 == hashlib.sha256(data).hexdigest()
+    assert segment.checksum == xxhash.xxh3_128_hexdigest(data)
 
 
 def test_removed_columns_leave_no_file(tmp_path: Path) -> None:
