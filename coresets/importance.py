@@ -33,7 +33,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ..dataplane.parameters import parameters
-from ..dataplane.random import Stream, keys
+from ..dataplane.random import Stream, array_of, keys
 from ..dataplane.sketch import Pass, RankSearch, exact_share
 from .key_share import AllRows
 from .loss_rows import F32, I64, LossRows, Mask
@@ -104,7 +104,7 @@ class Draw:
 
     def priorities(self, rows: LossRows) -> F64:
         """Return u / s of rows, which have scores; shape (n,)."""
-        drawn = keys(self.seed, Stream.IMPORTANCE, self.epoch, rows.ids) >> np.uint64(11)
+        drawn = keys(self.seed, Stream.IMPORTANCE, self.epoch, array_of(rows.ids)) >> np.uint64(11)
         return (drawn.astype(np.float64) + 1.0) * 2.0**-53 / self.scores(rows.losses)
 
 
@@ -220,4 +220,4 @@ def _scored(rows: LossRows) -> LossRows:
     """Return the rows that have a loss."""
     if rows.scored.all():
         return rows
-    return LossRows(rows.ids[rows.scored], rows.losses[rows.scored])
+    return rows.take(rows.scored)

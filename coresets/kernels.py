@@ -18,36 +18,41 @@ def _ordered(bits):
 
 
 @njit(cache=True, nogil=True)
-def count_losses(bits, inside, shift, first, counts, low_sums):
+def count_losses(bits, inside, shift, first, counts):
     """Add finite losses to a histogram: rows a bin, and the sum of what each is above its bin."""
     mask = (np.uint32(1) << shift) - np.uint32(1)
-    last = counts.size - 1
-    places, above = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    last = np.int32(len(counts) - 1)
+    places, above = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.uint32)
     for start in range(0, bits.size, _BLOCK):
         size = min(_BLOCK, bits.size - start)
         for i in range(size):
             at = start + i
             word = _ordered(bits[at])
             counted = inside[at] & ((bits[at] & _INFINITY) != _INFINITY)
-            place = min(max(np.int64(word >> shift) - first, 0), last)
-            places[i] = place if counted else -1
-            above[i] = np.int64(word & mask)
+            place = np.int32(word >> shift) - np.int32(first)
+            place = min(max(place, np.int32(0)), last)
+            places[i] = place if counted else np.int32(-1)
+            above[i] = word & mask
         for i in range(size):
-            if places[i] >= 0:
-                counts[places[i]] += 1
-                low_sums[places[i]] += above[i]
+            place = places[i]
+            if place >= 0:
+                counts[place, 0] += 1
+                counts[place, 1] += np.int64(above[i])
 
 
 @njit(cache=True, nogil=True)
 def add_losses(losses, inside, lanes):
     """Add losses that are no NaN, each to the lane of its place; return how many these are."""
-    count = 0
-    for start in range(0, losses.size, lanes.size):
-        for i in range(min(lanes.size, losses.size - start)):
-            loss = losses[start + i]
-            counted = inside[start + i] & (loss == loss)
-            lanes[i] += np.float64(loss) if counted else 0.0
-            count += counted
+    count, width = 0, lanes.size
+    for start in range(0, losses.size, width):
+        part, mask = losses[start : start + width], inside[start : start + width]
+        here = np.int32(0)  # as wide as a loss: the loop is made of vectors then
+        for i in range(part.size):
+            loss = part[i]
+            counted = mask[i] & (loss == loss)
+            lanes[i] += np.float64(loss if counted else np.float32(0))
+            here += np.int32(counted)
+        count += here
     return count
 
 

@@ -90,7 +90,7 @@ class LossBins:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return 2, self.bins
+        return self.bins, 2
 
     def count(
         self, losses: F32, inside: npt.NDArray[np.bool_] | None = None, *, into: I64 | None = None
@@ -108,8 +108,8 @@ class LossBins:
 
         Returns
         -------
-        int64, shape (2, bins)
-            Rows; sums of the integers' distances from their bins' first.
+        int64, shape (bins, 2)
+            Of each bin its rows, and the sum of its integers' distances from its first.
         """
         counts = np.zeros(self.shape, np.int64) if into is None else into
         chosen = np.ones(len(losses), bool) if inside is None else inside
@@ -117,12 +117,12 @@ class LossBins:
             from .kernels import count_losses
 
             bits, first = np.ascontiguousarray(losses).view(np.uint32), np.int64(self.first)
-            count_losses(bits, chosen, np.uint32(self.shift), first, counts[0], counts[1])
+            count_losses(bits, chosen, np.uint32(self.shift), first, counts)
             return counts
         words = ordered(losses[chosen & np.isfinite(losses)])
         place = self.place(words)
-        counts[0] += np.bincount(place, minlength=self.bins)
-        np.add.at(counts[1], place, (words & np.uint32((1 << self.shift) - 1)).astype(np.int64))
+        counts[:, 0] += np.bincount(place, minlength=self.bins)
+        np.add.at(counts[:, 1], place, (words & np.uint32((1 << self.shift) - 1)).astype(np.int64))
         return counts
 
     def place(self, words: npt.NDArray[Any]) -> I64:
@@ -137,7 +137,7 @@ class LossHistogram:
     Attributes
     ----------
     bins : LossBins
-    counts : int64, shape (2, bins)
+    counts : int64, shape (bins, 2)
         Of `LossBins.count`, over all parts.
     """
 
@@ -155,19 +155,19 @@ class LossHistogram:
     @cached_property
     def held(self) -> I64:
         """Bins that hold rows, ascending."""
-        return np.flatnonzero(self.counts[0])
+        return np.flatnonzero(self.counts[:, 0])
 
     @property
     def rows(self) -> I64:
         """Rows of each bin that holds some."""
-        rows: I64 = self.counts[0][self.held]
+        rows: I64 = self.counts[self.held, 0]
         return rows
 
     @property
     def means(self) -> F64:
         """Mean loss of each bin that holds rows."""
         first, exponents = self._first_losses
-        means: F64 = np.ldexp(first + self.counts[1][self.held] / self.rows, exponents)
+        means: F64 = np.ldexp(first + self.counts[self.held, 1] / self.rows, exponents)
         return means
 
     def mean(self, start: int = 0, stop: int | None = None) -> Fraction:
@@ -175,7 +175,7 @@ class LossHistogram:
         part = slice(start, stop)
         rows = self.rows[part]
         first, exponents = (values[part] for values in self._first_losses)
-        units = rows * first + self.counts[1][self.held][part]  # sums, in units of 2**exponent
+        units = rows * first + self.counts[self.held, 1][part]  # sums, in units of 2**exponent
         total = sum(
             (int(units[exponents == e].sum()) * Fraction(2) ** e for e in set(exponents.tolist())),
             start=Fraction(0),

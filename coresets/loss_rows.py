@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.compiled import compiled_kernels
+from ..dataplane.random import array_of
 
 __all__ = ["F32", "I64", "U64", "LossRows", "Mask", "sum_of"]
 
@@ -27,16 +28,17 @@ class LossRows:
 
     Attributes
     ----------
-    ids : uint64, shape (n,)
+    ids : uint64, shape (n,); or range
+        A range where there is no gap.
     losses : float32, shape (n,)
         Finite; NaN of a row that was not scored.
     """
 
-    ids: U64
+    ids: U64 | range
     losses: F32
 
     @classmethod
-    def of(cls, ids: U64, losses: F32, scored: Mask | None = None) -> LossRows:
+    def of(cls, ids: U64 | range, losses: F32, scored: Mask | None = None) -> LossRows:
         """Return rows of which some were not scored: that their losses are anything shows not."""
         return cls(ids, losses if scored is None else np.where(scored, losses, np.float32(np.nan)))
 
@@ -46,6 +48,10 @@ class LossRows:
     def slice(self, start: int, stop: int) -> LossRows:
         """Return some of them, by position; views."""
         return LossRows(self.ids[start:stop], self.losses[start:stop])
+
+    def take(self, which: Mask | I64) -> LossRows:
+        """Return some of them, by a mask or by positions."""
+        return LossRows(array_of(self.ids)[which], self.losses[which])
 
     @cached_property
     def shares(self) -> dict[Any, Mask]:

@@ -163,7 +163,7 @@ class HistogramSearch:
     def narrow(self, counts: I64) -> None:
         """Go on from the counts of a pass, summed over all parts."""
         done, self._bins = self._bins, None
-        if not counts[0].any():
+        if not counts.any():
             return
         if isinstance(done, LossBins):
             self.histogram = LossHistogram(done, counts)

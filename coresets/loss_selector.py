@@ -16,12 +16,13 @@ import numpy.typing as npt
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.errors import ParameterError, SelectionError, examples
 from ..dataplane.plan import Selection
+from ..dataplane.random import array_of
 from .loss_rows import F32, U64, LossRows, Mask
 from .loss_search import Choice, LossSearch, NonFinite
 
 __all__ = ["PART_ROWS", "LossSelector", "check_epoch", "keeps_in_parts", "scored_rows"]
 
-PART_ROWS = 1 << 15
+PART_ROWS = 1 << 16
 """Rows that are counted at a time: so few that they stay in the processor's cache."""
 
 
@@ -89,7 +90,7 @@ class LossSelector(ABC):
         )
         weights = None
         if choice.weighted:
-            weights = choice.weights(LossRows(rows.ids[kept], rows.losses[kept]))
+            weights = choice.weights(rows.take(kept))
         return Selection(kept.astype(np.uint64), weights, choice.report)
 
 
@@ -112,9 +113,9 @@ def _checked(losses: Any, scored: Any, ids: Any, nonfinite: NonFinite) -> LossRo
     if values.dtype.kind != "f":
         raise SelectionError(f"Losses must be floats, found {values.dtype}.")
     mask = None if scored is None else np.asarray(scored)
-    rows = np.arange(len(values), dtype=np.uint64) if ids is None else np.asarray(ids, np.uint64)
+    rows = range(len(values)) if ids is None else np.asarray(ids, np.uint64)
     for name, given in (("scored", mask), ("ids", rows)):
-        if given is not None and given.shape != values.shape:
+        if isinstance(given, np.ndarray) and given.shape != values.shape:
             raise SelectionError(
                 f"Expected '{name}' of shape {values.shape}, as the losses, found {given.shape}."
             )
@@ -124,7 +125,9 @@ def _checked(losses: Any, scored: Any, ids: Any, nonfinite: NonFinite) -> LossRo
     return LossRows.of(rows, single, scored_rows(single, mask, rows, nonfinite))
 
 
-def scored_rows(losses: F32, scored: Mask | None, ids: U64, nonfinite: NonFinite) -> Mask | None:
+def scored_rows(
+    losses: F32, scored: Mask | None, ids: U64 | range, nonfinite: NonFinite
+) -> Mask | None:
     """Return which rows have a finite loss; None: all.
 
     Raises
@@ -139,7 +142,7 @@ def scored_rows(losses: F32, scored: Mask | None, ids: U64, nonfinite: NonFinite
         count = int(bad.sum())
         raise SelectionError(
             f"{count:,} row{'s have' if count > 1 else ' has'} a loss that is NaN or infinite: "
-            f"{examples(ids[bad])}. Find out why, or let such rows take part always with "
+            f"{examples(array_of(ids)[bad])}. Find out why, or let such rows take part always with "
             "nonfinite='keep'."
         )
     return None if usable.all() else usable

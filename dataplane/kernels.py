@@ -36,26 +36,54 @@ def keys_up_to(base, counters, bound, inside):
 
 
 @njit(cache=True, nogil=True)
+def keys_up_to_of_run(base, first, bound, inside):
+    """Do as `keys_up_to` for the counters from `first` on: they need not be read."""
+    start = np.uint64(first)
+    for i in range(inside.size):
+        inside[i] &= _mix(_mix(base + (start + np.uint64(i)) * _G)) <= bound
+
+
+@njit(cache=True, nogil=True)
 def count_keys(base, counters, low, shift, bins, counts):
     """Count keys below a window, in each of its bins, and above it."""
-    above = np.empty(_BLOCK, np.uint64)
-    below = inside = 0
+    above = np.empty(_BLOCK, np.uint64)  # the window; far above it where the key is below it
     for start in range(0, counters.size, _BLOCK):
         size = min(_BLOCK, counters.size - start)
-        nearest = ~np.uint64(0)
+        below, nearest = 0, ~np.uint64(0)
         for i in range(size):
             key = _mix(_mix(base + counters[start + i] * _G))
             below += key < low
-            above[i] = key - low  # far above the window where the key is below it
+            above[i] = key - low
             nearest = min(nearest, above[i])
-        if nearest >> shift < bins:
-            for i in range(size):
-                slot = above[i] >> shift
-                if slot < bins:
-                    counts[1 + slot] += 1
-                    inside += 1
+        _count_block(above, size, below, nearest, shift, bins, counts)
+
+
+@njit(cache=True, nogil=True)
+def count_keys_of_run(base, first, size, low, shift, bins, counts):
+    """Do as `count_keys` for so many counters from `first` on."""
+    above = np.empty(_BLOCK, np.uint64)
+    for start in range(0, size, _BLOCK):
+        here, counter = min(_BLOCK, size - start), np.uint64(first) + np.uint64(start)
+        below, nearest = 0, ~np.uint64(0)
+        for i in range(here):
+            key = _mix(_mix(base + (counter + np.uint64(i)) * _G))
+            below += key < low
+            above[i] = key - low
+            nearest = min(nearest, above[i])
+        _count_block(above, here, below, nearest, shift, bins, counts)
+
+
+@njit(cache=True, inline="always")
+def _count_block(above, size, below, nearest, shift, bins, counts):
+    inside = 0
+    if nearest >> shift < bins:
+        for i in range(size):
+            slot = above[i] >> shift
+            if slot < bins:
+                counts[1 + slot] += 1
+                inside += 1
     counts[0] += below
-    counts[counts.size - 1] += counters.size - below - inside
+    counts[counts.size - 1] += size - below - inside
 
 
 @njit(cache=True, inline="always")

@@ -6,7 +6,7 @@ All rows of a snapshot take no memory; a selection takes one bit a row id.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,11 +18,18 @@ from .errors import SelectionError
 from .random import choice_bound, keys
 from .snapshot import Snapshot
 
-__all__ = ["RowSet"]
+__all__ = ["RowSet", "as_run"]
 
 U64 = npt.NDArray[np.uint64]
 
 _CHUNK = 1 << 20
+
+
+def as_run(ids: U64 | range) -> U64 | range:
+    """Return distinct, ascending row ids as a range where there is no gap."""
+    if len(ids) and int(ids[-1] - ids[0]) == len(ids) - 1:
+        return range(int(ids[0]), int(ids[-1]) + 1)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ class RowSet:
             yield from self.chosen.chunks()
             return
         for start in range(0, len(self), _CHUNK):
-            yield self.snapshot.ids_between(start, min(start + _CHUNK, len(self)))
+            stop = min(start + _CHUNK, len(self))
+            yield self.snapshot.ids_at(np.arange(start, stop, dtype=np.uint64))
 
     @cached_property
     def digest(self) -> str:
@@ -95,14 +103,41 @@ class RowSet:
 
     def filter(self, test: Callable[[U64, slice], npt.NDArray[np.bool_]]) -> RowSet:
         """Return the rows for which a test of (row ids, their ranks) is true, chunk by chunk."""
-        bits, rows = Bitmap.of(self.snapshot.next_row_id, ()), 0
-        for ids in self.chunks():
-            mask = test(ids, slice(rows, rows + len(ids)))
-            rows += len(ids)
-            if int(ids[-1] - ids[0]) == len(ids) - 1:
-                bits.add_run(int(ids[0]), mask)
+        chunks, rows = self.chunks(), 0
+
+        def tested() -> Iterator[tuple[U64 | range, npt.NDArray[np.bool_]]]:
+            nonlocal rows
+            for ids in chunks:
+                yield ids, test(ids, slice(rows, rows + len(ids)))
+                rows += len(ids)
+
+        return self._where(tested())
+
+    def filter_runs(self, test: Callable[[U64 | range], npt.NDArray[np.bool_]]) -> RowSet:
+        """Return the rows for which a test of row ids is true; ids without a gap come as a range.
+
+        A range takes no memory, and keys are made of it in half the time.
+        """
+        return self._where((ids, test(ids)) for ids in self._chunks_or_runs())
+
+    def _chunks_or_runs(self) -> Iterator[U64 | range]:
+        if self.chosen is not None:
+            for ids in self.chosen.chunks():
+                yield as_run(ids)
+            return
+        for run in self.snapshot.runs():
+            for start in range(run.start, run.stop, _CHUNK):
+                yield range(start, min(start + _CHUNK, run.stop))
+
+    def _where(self, tested: Iterable[tuple[U64 | range, npt.NDArray[np.bool_]]]) -> RowSet:
+        """Return the rows at which masks over ascending row ids are set."""
+        bits = Bitmap.of(self.snapshot.next_row_id, ())
+        for ids, mask in tested:
+            run = as_run(ids)
+            if isinstance(run, range):
+                bits.add_run(run.start, mask)
             else:
-                bits.add(ids[mask])
+                bits.add(run[mask])
         return self if len(bits) == len(self) else RowSet(self.snapshot, bits)
 
     def keep(self, mask: npt.NDArray[np.bool_]) -> RowSet:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,10 +178,14 @@ class Snapshot:
         slot = np.searchsorted(self._rows_before, ranks, side="right") - 1
         return self.starts[slot] + (ranks - self._rows_before[slot]).astype(np.uint64)
 
-    def ids_between(self, start: int, stop: int) -> U64:
-        """Return the row ids at the ranks `start` to `stop` − 1."""
-        ranks = np.arange(start, stop, dtype=np.uint64)
-        return ranks if self._dense and start >= 0 and stop <= self.rows else self.ids_at(ranks)
+    def runs(self) -> Iterator[range]:
+        """Yield the row ids, ascending, in ranges without a gap, each as long as can be."""
+        starts, stops = self.starts.tolist(), self.stops.tolist()
+        begin = 0
+        for i in range(1, len(starts) + 1):
+            if i == len(starts) or starts[i] != stops[i - 1]:
+                yield range(starts[begin], stops[i - 1])
+                begin = i
 
     # --- as a file --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..dataplane.errors import DatasetChangedError
 from .context import JobContext
 from .losses import Losses, finite_rows
 from .quantiles import Packed
-from .signal_reading import id_runs, run_tasks
+from .signal_reading import run_tasks
 from .stages import PlanState
 
 __all__ = ["search_rows"]
@@ -88,7 +88,8 @@ def _pieces(losses: Losses) -> Iterator[Piece]:
     """Yield the pieces in order: no longer than a task, each in one file."""
     files = [] if losses.column is None else list(losses.column.segments)
     used = 0  # of the first file
-    for start, stop in id_runs(losses.snapshot):
+    for run in losses.snapshot.runs():
+        start, stop = run.start, run.stop
         while start < stop:
             until, file = min(stop, start + TASK_ROWS), None
             if losses.column is not None:
@@ -112,12 +113,11 @@ def count_rows(task: CountTask, wanted: Any, clean: bool, rows_file: str | None)
     counts = np.zeros(wanted.shape, np.int64)
     for piece in task.pieces:
         for start, losses in _losses(piece):
-            ids = np.arange(start, start + len(losses), dtype=np.uint64)
+            ids = range(start, start + len(losses))
+            rows = LossRows(ids, losses) if clean else finite_rows(ids, losses)
             if chosen is not None:
-                inside = chosen.inside(start, start + len(losses))
-                ids, losses = ids[inside], losses[inside]
-            if len(ids):
-                rows = LossRows(ids, losses) if clean else finite_rows(ids, losses)
+                rows = rows.take(chosen.inside(ids.start, ids.stop))
+            if len(rows):
                 wanted.count(rows, into=counts)
     return Packed.pack(counts)
 

@@ -148,13 +148,13 @@ class LossSelect(SelectStage):
         compiled_kernels(len(state.rows))  # loaded here where they pay: chunks are small
         measured = _Measured()
 
-        def keeps(ids: npt.NDArray[np.uint64], _: slice) -> npt.NDArray[np.bool_]:
+        def keeps(ids: npt.NDArray[np.uint64] | range) -> npt.NDArray[np.bool_]:
             rows = losses.of(ids)
             inside = keeps_in_parts(choice, rows)
             measured.add(rows, inside)
             return inside
 
-        kept = state.rows.filter(keeps)
+        kept = state.rows.filter_runs(keeps)
         weights = None
         if choice.weighted:
             weights = job.column(choice.weights(losses.of(ids)) for ids in kept.chunks())

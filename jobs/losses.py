@@ -16,8 +16,9 @@ from ..coresets.loss_rows import F32, LossRows
 from ..coresets.loss_search import NonFinite
 from ..dataplane.canonical import digest, file_sha256
 from ..dataplane.errors import SelectionError, examples
+from ..dataplane.random import array_of
 from ..dataplane.row_column import RowColumn
-from ..dataplane.rowset import RowSet
+from ..dataplane.rowset import RowSet, as_run
 from ..dataplane.signal_file import is_signal_file, open_signal_file
 from ..dataplane.signals import SignalStore
 from ..dataplane.snapshot import Snapshot
@@ -102,9 +103,9 @@ class Losses:
     nonfinite: int = 0
     digest: str | None = None
 
-    def of(self, ids: U64) -> LossRows:
+    def of(self, ids: U64 | range) -> LossRows:
         """Return the losses of some rows, ascending; those between them are read, too."""
-        return self._rows(ids, self._ascending(ids))
+        return self._rows(as_run(ids), self._ascending(ids))
 
     def at(self, ids: U64) -> LossRows:
         """Return the losses of some rows, in any order."""
@@ -114,12 +115,15 @@ class Losses:
         """Return those of some rows, in any order, whose loss is NaN or infinite."""
         return ids[np.isinf(self._anywhere(ids))] if self.nonfinite else ids[:0]
 
-    def _ascending(self, ids: U64) -> F32:
+    def _ascending(self, ids: U64 | range) -> F32:
         if self.column is None or not len(ids):
             return np.full(len(ids), np.nan, np.float32)
-        first, last = self.snapshot.positions(ids[[0, -1]]).tolist()
+        ends = np.array([ids[0], ids[-1]], np.uint64)
+        first, last = self.snapshot.positions(ends).tolist()
         found: F32 = self.column[first : last + 1]
-        return found if len(found) == len(ids) else found[self.snapshot.positions(ids) - first]
+        if len(found) > len(ids):
+            found = found[self.snapshot.positions(array_of(ids)) - first]
+        return found
 
     def _anywhere(self, ids: U64) -> F32:
         if self.column is None:
@@ -127,7 +131,7 @@ class Losses:
         found: F32 = self.column.at(self.snapshot.positions(ids))
         return found
 
-    def _rows(self, ids: U64, found: F32) -> LossRows:
+    def _rows(self, ids: U64 | range, found: F32) -> LossRows:
         return finite_rows(ids, found) if self.nonfinite else LossRows(ids, found)
 
     def check(self, rows: RowSet, policy: NonFinite) -> None:
@@ -147,7 +151,7 @@ class Losses:
             )
 
 
-def finite_rows(ids: U64, found: F32) -> LossRows:
+def finite_rows(ids: U64 | range, found: F32) -> LossRows:
     """Return rows whose losses may be infinite, which counts as never scored."""
     return LossRows.of(ids, found, np.isfinite(found))
 

@@ -33,7 +33,7 @@ from ..dataplane.storage import Location
 from .context import JobContext
 from .losses import Losses, Signal
 
-__all__ = ["column_losses", "id_runs", "run_tasks", "signal_features", "signal_losses"]
+__all__ = ["column_losses", "run_tasks", "signal_features", "signal_losses"]
 
 U64 = npt.NDArray[np.uint64]
 
@@ -84,7 +84,8 @@ def value_ranges(snapshot: Snapshot, width: int = 1) -> list[ValueRange]:
     ranges: list[ValueRange] = []
     runs: list[tuple[int, int]] = []
     held = 0
-    for start, stop in id_runs(snapshot):
+    for run in snapshot.runs():
+        start, stop = run.start, run.stop
         while start < stop:
             until = min(stop, start + most - held)
             runs.append((start, until))
@@ -96,16 +97,6 @@ def value_ranges(snapshot: Snapshot, width: int = 1) -> list[ValueRange]:
     if runs:
         ranges.append(ValueRange(tuple(runs)))
     return ranges
-
-
-def id_runs(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
-    """Yield the intervals of row ids without a gap."""
-    starts, stops = snapshot.starts.tolist(), snapshot.stops.tolist()
-    begin = 0
-    for i in range(1, len(starts) + 1):
-        if i == len(starts) or starts[i] != stops[i - 1]:
-            yield starts[begin], stops[i - 1]
-            begin = i
 
 
 def signal_losses(job: JobContext, signal: Signal | None, name: str, before: int) -> Losses:
