@@ -52,7 +52,7 @@ def add_losses(losses, inside, lanes):
             counted = mask[i] & (loss == loss)
             lanes[i] += np.float64(loss if counted else np.float32(0))
             here += np.int32(counted)
-        count += here
+        count += int(here)
     return count
 
 

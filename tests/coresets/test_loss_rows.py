@@ -31,3 +31,11 @@ def test_rows_that_were_not_scored() -> None:
     assert rows.scored.tolist() == [True, False, True]
     assert rows.slice(1, 3).scored.tolist() == [False, True]
     assert LossRows.of(ids, losses).losses is losses
+
+
+def test_rows_of_a_range() -> None:
+    rows = LossRows(range(10, 15), np.arange(5, dtype=np.float32))
+    assert rows.slice(1, 3).ids == range(11, 13)
+    for which in (np.array([1, 3]), np.array([False, True, False, True, False])):
+        taken = rows.take(which)
+        assert (taken.ids.tolist(), taken.losses.tolist()) == ([11, 13], [1, 3])

@@ -13,10 +13,13 @@ from batchloom.dataplane.errors import ParameterError
 from batchloom.dataplane.random import (
     Permutation,
     Stream,
+    array_of,
     base_key,
     choose,
+    count_keys,
     hash_values,
     keys,
+    keys_up_to,
     mix64,
     uniform,
 )
@@ -113,6 +116,31 @@ def test_numba_and_numpy_give_the_same_bits(size: int, monkeypatch: pytest.Monke
         with_numba, (keys(3, 4, 5, ids), order.at(places), uniform(3, 4, 5, ids)), strict=True
     ):
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("form", ["numpy", "numba"])
+@pytest.mark.parametrize("first", [0, 5, (1 << 40) - 7, (1 << 63) - 900])
+@pytest.mark.parametrize("n", [0, 1, 511, 1025, 3000])
+def test_a_range_is_the_ids_in_it(
+    n: int, first: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_form(monkeypatch, form)
+    some = min(n, 800) if first > 1 << 62 else n
+    run, ids = range(first, first + some), np.arange(first, first + some, dtype=np.uint64)
+    assert array_of(run).tolist() == ids.tolist() == list(run)
+    assert array_of(ids) is ids
+    drawn, bound = keys(7, 1, 3, ids), 1 << 63
+    for given_ids in (ids, run):
+        inside = np.arange(some) % 3 > 0
+        keys_up_to(bound, 7, 1, 3, given_ids, inside=inside)
+        assert inside.tolist() == ((drawn <= bound) & (np.arange(some) % 3 > 0)).tolist()
+        low, shift, bins = 1 << 62, 55, 70
+        counts = np.ones(bins + 2, np.int64)
+        count_keys(low, shift, bins, 7, 1, 3, given_ids, into=counts)
+        slots = [(int(k) - low) // (1 << shift) for k in drawn]
+        expected = [1 + sum(s < 0 for s in slots)]
+        expected += [1 + sum(s == slot for s in slots) for slot in range(bins)]
+        assert counts.tolist() == [*expected, 1 + sum(s >= bins for s in slots)]
 
 
 def test_every_part_of_a_key_matters() -> None:
