@@ -34,7 +34,10 @@ def fast_path(table: RowTable, stats: GatherStats) -> FastPath | None:
     rows, address, stride, row_bytes = table.rows, table.address, table.stride, table.row_bytes
     dtype, row_shape, int64, one_after_another = table.dtype, table.row_shape, torch.int64, (1,)
 
-    def gather(ids: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor | None:
+    def gather(
+        ids: torch.Tensor, out: torch.Tensor | None, _kept: RowTable = table
+    ) -> torch.Tensor | None:
+        # `_kept`: who is in here keeps the memory, whoever lets go of the table meanwhile.
         try:
             if ids.dtype is not int64 or not ids.is_cpu or ids.stride() != one_after_another:
                 return None

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,22 @@ class TestFastPath(UnifiedContract):
         made._fast = fast_path(made.table, made.stats)
         assert (made._fast is None) == (not made.table.nbytes)
         return made
+
+
+def test_a_gather_keeps_the_memory_that_it_reads():
+    """Another thread may release the table while rows are copied."""
+    source = torch.rand(50, 4)
+    made = TestFastPath().make(source)
+    kept, gathering = weakref.ref(made.table.owner), made._fast
+    expected = source[[7, 3]]
+    del source
+    made.release()
+    gc.collect()
+    assert torch.equal(gathering(torch.tensor([7, 3]), None), expected)
+    assert kept() is not None
+    del gathering
+    gc.collect()
+    assert kept() is None
 
 
 def lists(values):
