@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from ..dataplane.errors import SelectionError
-from ..dataplane.random import array_of, count_keys, keys_up_to
+from ..dataplane.random import count_keys, keys_up_to, some_of
 from ..dataplane.sketch import check_rows
 from .loss_rows import I64, LossRows, Mask
 
@@ -103,7 +103,7 @@ class KeyPass:
         counts = np.zeros(self.shape, np.int64) if into is None else into
         share, ids = self.share, rows.ids
         if not isinstance(share.among, AllRows):
-            ids = array_of(ids)[share.among.mask(rows)]
+            ids = some_of(ids, share.among.mask(rows))
         window = self.low, self.shift, self.bins
         count_keys(*window, share.seed, share.stream, share.epoch, ids, into=counts[0])
         return counts

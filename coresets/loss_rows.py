@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dataplane.compiled import compiled_kernels
-from ..dataplane.random import array_of
+from ..dataplane.random import some_of
 
 __all__ = ["F32", "I64", "U64", "LossRows", "Mask", "sum_of"]
 
@@ -51,7 +51,7 @@ class LossRows:
 
     def take(self, which: Mask | I64) -> LossRows:
         """Return some of them, by a mask or by positions."""
-        return LossRows(array_of(self.ids)[which], self.losses[which])
+        return LossRows(some_of(self.ids, which), self.losses[which])
 
     @cached_property
     def shares(self) -> dict[Any, Mask]:

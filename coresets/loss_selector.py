@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..dataplane.compiled import compiled_kernels
 from ..dataplane.errors import ParameterError, SelectionError, examples
 from ..dataplane.plan import Selection
-from ..dataplane.random import array_of
+from ..dataplane.random import some_of
 from .loss_rows import F32, U64, LossRows, Mask
 from .loss_search import Choice, LossSearch, NonFinite
 
@@ -91,7 +91,7 @@ class LossSelector(ABC):
         weights = None
         if choice.weighted:
             weights = choice.weights(rows.take(kept))
-        return Selection(kept.astype(np.uint64), weights, choice.report)
+        return Selection(kept.view(np.uint64), weights, choice.report)
 
 
 def keeps_in_parts(choice: Choice, rows: LossRows) -> Mask:
@@ -142,7 +142,7 @@ def scored_rows(
         count = int(bad.sum())
         raise SelectionError(
             f"{count:,} row{'s have' if count > 1 else ' has'} a loss that is NaN or infinite: "
-            f"{examples(array_of(ids)[bad])}. Find out why, or let such rows take part always with "
+            f"{examples(some_of(ids, bad))}. Find out why, or let such rows take part always with "
             "nonfinite='keep'."
         )
     return None if usable.all() else usable

@@ -54,6 +54,7 @@ __all__ = [
     "keys",
     "keys_up_to",
     "mix64",
+    "some_of",
     "uniform",
 ]
 
@@ -195,6 +196,15 @@ def keys_up_to(
 def array_of(ids: U64 | range) -> U64:
     """Return row ids that may be a range of step 1 as an array."""
     return np.arange(ids.start, ids.stop, dtype=np.uint64) if isinstance(ids, range) else ids
+
+
+def some_of(ids: U64 | range, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> U64:
+    """Return some of row ids that may be a range of step 1, by a mask or by positions."""
+    if not isinstance(ids, range):
+        return ids[which]
+    positions = np.flatnonzero(which) if which.dtype == bool else which
+    found = positions.astype(np.int64, copy=False).view(np.uint64)
+    return found + np.uint64(ids.start) if ids.start else found
 
 
 def count_keys(

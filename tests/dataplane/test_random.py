@@ -21,6 +21,7 @@ from batchloom.dataplane.random import (
     keys,
     keys_up_to,
     mix64,
+    some_of,
     uniform,
 )
 from batchloom.dataplane.sketch import RankSearch
@@ -129,11 +130,15 @@ def test_a_range_is_the_ids_in_it(
     run, ids = range(first, first + some), np.arange(first, first + some, dtype=np.uint64)
     assert array_of(run).tolist() == ids.tolist() == list(run)
     assert array_of(ids) is ids
+    mask = np.arange(some) % 3 > 0
+    for which in (mask, np.flatnonzero(mask)[::-1]):
+        assert some_of(run, which).tolist() == some_of(ids, which).tolist() == ids[which].tolist()
+        assert some_of(run, which).dtype == np.uint64
     drawn, bound = keys(7, 1, 3, ids), 1 << 63
     for given_ids in (ids, run):
-        inside = np.arange(some) % 3 > 0
+        inside = mask.copy()
         keys_up_to(bound, 7, 1, 3, given_ids, inside=inside)
-        assert inside.tolist() == ((drawn <= bound) & (np.arange(some) % 3 > 0)).tolist()
+        assert inside.tolist() == ((drawn <= bound) & mask).tolist()
         low, shift, bins = 1 << 62, 55, 70
         counts = np.ones(bins + 2, np.int64)
         count_keys(low, shift, bins, 7, 1, 3, given_ids, into=counts)
