@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .direct_write import write_all
 from .errors import StorageError
@@ -119,8 +120,8 @@ def publish(folder: Path, target: Path) -> bool:
     return True
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and flush it to disk."""
+def write_synced(path: Path, data: Any) -> None:
+    """Write a file of bytes, or of what shares its memory as such, and flush it to disk."""
     with open(path, "wb", buffering=0) as file:
         write_all(file.fileno(), data)
         os.fsync(file.fileno())

@@ -46,39 +46,34 @@ def keys_up_to_of_run(base, first, bound, inside):
 @njit(cache=True, nogil=True)
 def count_keys(base, counters, low, shift, bins, counts):
     """Count keys below a window, in each of its bins, and above it."""
-    above = np.empty(_BLOCK, np.uint64)  # the window; far above it where the key is below it
+    block = np.empty(_BLOCK, np.uint64)
     for start in range(0, counters.size, _BLOCK):
         size = min(_BLOCK, counters.size - start)
-        below, nearest = 0, ~np.uint64(0)
         for i in range(size):
-            key = _mix(_mix(base + counters[start + i] * _G))
-            below += key < low
-            above[i] = key - low
-            nearest = min(nearest, above[i])
-        _count_block(above, size, below, nearest, shift, bins, counts)
+            block[i] = _mix(_mix(base + counters[start + i] * _G))
+        _count_block(block, size, low, shift, bins, counts)
 
 
 @njit(cache=True, nogil=True)
 def count_keys_of_run(base, first, size, low, shift, bins, counts):
     """Do as `count_keys` for so many counters from `first` on."""
-    above = np.empty(_BLOCK, np.uint64)
+    block = np.empty(_BLOCK, np.uint64)
     for start in range(0, size, _BLOCK):
         here, counter = min(_BLOCK, size - start), np.uint64(first) + np.uint64(start)
-        below, nearest = 0, ~np.uint64(0)
         for i in range(here):
-            key = _mix(_mix(base + (counter + np.uint64(i)) * _G))
-            below += key < low
-            above[i] = key - low
-            nearest = min(nearest, above[i])
-        _count_block(above, here, below, nearest, shift, bins, counts)
+            block[i] = _mix(_mix(base + (counter + np.uint64(i)) * _G))
+        _count_block(block, here, low, shift, bins, counts)
 
 
 @njit(cache=True, inline="always")
-def _count_block(above, size, below, nearest, shift, bins, counts):
-    inside = 0
-    if nearest >> shift < bins:
+def _count_block(block, size, low, shift, bins, counts):
+    below, inside, nearest = 0, 0, ~np.uint64(0)
+    for i in range(size):
+        below += block[i] < low
+        nearest = min(nearest, block[i] - low)  # far above the window where it is below it
+    if nearest >> shift < bins:  # of most blocks no key is inside
         for i in range(size):
-            slot = above[i] >> shift
+            slot = (block[i] - low) >> shift
             if slot < bins:
                 counts[1 + slot] += 1
                 inside += 1

@@ -103,15 +103,7 @@ class RowSet:
 
     def filter(self, test: Callable[[U64, slice], npt.NDArray[np.bool_]]) -> RowSet:
         """Return the rows for which a test of (row ids, their ranks) is true, chunk by chunk."""
-        chunks, rows = self.chunks(), 0
-
-        def tested() -> Iterator[tuple[U64 | range, npt.NDArray[np.bool_]]]:
-            nonlocal rows
-            for ids in chunks:
-                yield ids, test(ids, slice(rows, rows + len(ids)))
-                rows += len(ids)
-
-        return self._where(tested())
+        return self._where((ids, test(ids, ranks)) for ids, ranks in self._chunks_and_ranks())
 
     def filter_runs(self, test: Callable[[U64 | range], npt.NDArray[np.bool_]]) -> RowSet:
         """Return the rows for which a test of row ids is true; ids without a gap come as a range.
@@ -119,6 +111,12 @@ class RowSet:
         A range takes no memory, and keys are made of it in half the time.
         """
         return self._where((ids, test(ids)) for ids in self._chunks_or_runs())
+
+    def _chunks_and_ranks(self) -> Iterator[tuple[U64, slice]]:
+        rows = 0
+        for ids in self.chunks():
+            yield ids, slice(rows, rows + len(ids))
+            rows += len(ids)
 
     def _chunks_or_runs(self) -> Iterator[U64 | range]:
         if self.chosen is not None:

@@ -348,9 +348,9 @@ class SignalWriter:
     @cached_property
     def _borders(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         """First ids, and ends, of the runs of ids without a gap that the snapshot holds."""
-        starts, stops = self._rows.snapshot.starts, self._rows.snapshot.stops
-        starts, stops = starts[stops > starts], stops[stops > starts]
-        return starts[~np.isin(starts, stops)], stops[~np.isin(stops, starts)]
+        runs = [run for run in self._rows.snapshot.runs() if run]
+        starts, stops = ([run.start for run in runs], [run.stop for run in runs])
+        return np.array(starts, np.uint64), np.array(stops, np.uint64)
 
     def _write_part(self, name: str, observed: Observations) -> None:
         part, data = part_bytes(

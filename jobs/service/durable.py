@@ -7,14 +7,12 @@ own.
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
-from ...dataplane.commit import sync_path
-from ...dataplane.direct_write import write_all
+from ...dataplane.commit import sync_path, write_synced
 from ...dataplane.storage import storing
 
 __all__ = ["Folder"]
@@ -48,7 +46,7 @@ class Folder:
         with storing(self._what, place):
             self._make()
             try:
-                self._write(staged, data)
+                write_synced(staged, data)
                 staged.replace(place)
             finally:
                 staged.unlink(missing_ok=True)
@@ -59,14 +57,6 @@ class Folder:
             self._path.mkdir(parents=True, exist_ok=True)
             sync_path(self._path.parent)
             self._made = True
-
-    def _write(self, path: Path, data: Any) -> None:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            write_all(handle, data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _sync(self) -> None:
         """Return when a flush of the folder is done that began after this call."""
